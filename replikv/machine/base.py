@@ -1,0 +1,38 @@
+"""What a replicated state machine is."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterable, Iterator
+
+__all__ = ["StateMachine"]
+
+
+class StateMachine(abc.ABC):
+    """State that every peer computes alike from the same commands (thesis, section 2.1).
+
+    A machine is a pure function of the commands it was given: it consults no clock, no randomness, no settings and no
+    I/O. It is called from one task, never concurrently, and must not block for more than a millisecond or so.
+    """
+
+    @abc.abstractmethod
+    def apply(self, position: int, command: bytes) -> bytes:
+        """Take one command and return its result.
+
+        ``position`` grows by one per command of the log. An exception is a result too, the same on every peer: the
+        caller gets an error, the log goes on. The machine must then be as it was before the command.
+        """
+
+    @abc.abstractmethod
+    def snapshot(self) -> Iterator[bytes]:
+        """The state as of this call, in chunks.
+
+        Pins the state at the call, not at the first chunk: the chunks stay the same however many commands are applied
+        before they are read. Equal states give equal bytes. Each chunk is small (64 KiB is a good size) and made in
+        under a millisecond. An iterator that is dropped half-way must cost nothing more.
+        """
+
+    @abc.abstractmethod
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the state by the one that :meth:`snapshot` gave. Built aside and swapped in at the end: when
+        ``chunks`` raises, the machine is as it was before."""
