@@ -63,8 +63,9 @@ class Settings:
     """Bytes of entries on their way to one follower."""
     uncommitted_bytes_max: int = 64 * MIB
     """Bytes a leader may hold that no quorum has yet; proposals above wait. Bounds the log of a leader cut off."""
-    proposals_max: int = 4096
-    """Operations of this peer in flight; ``put`` waits when there are more."""
+    proposals_max: int = 2048
+    """Operations of this peer in flight; ``put`` waits when there are more. At most half a session's window, so that
+    commands whose outcome is open can be remembered beside those in flight."""
     reads_max: int = 65536
     """Linearizable reads of this peer in flight; ``get`` and ``barrier`` wait when there are more."""
     outbox_bytes_max: int = 64 * MIB

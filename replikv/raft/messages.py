@@ -125,6 +125,8 @@ class ReadIndex(Message):
     """
 
     context: int
+    hops: int = 0
+    """How often it was forwarded: peers that each take another for the leader must not pass it on for ever."""
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

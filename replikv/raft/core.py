@@ -1,0 +1,454 @@
+"""Raft itself: what a node does when a message arrives, when time passes, and when it is asked.
+
+Nothing here acts on the world. Messages to send, entries to persist and entries to apply pile up in fields, and
+``RawNode`` (node.py) hands them out. What only a leader does is in leader.py.
+
+Durability: ``messages`` may leave at once. ``messages_after_append`` rest on the term, vote and entries as of when they
+were made and leave only once those are on disk; those to the node itself (its own vote, the leader's acknowledgement of
+its own entries) take the same way, so that nothing is counted before it is durable (thesis 10.2.1, 11.7.3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+
+from replikv.errors import InternalError
+from replikv.raft import leader
+from replikv.raft.entries import NO_NODE, Entry, EntryKind, HardState, SnapshotMetadata
+from replikv.raft.leader import ProposalDroppedError
+from replikv.raft.log import RaftLog
+from replikv.raft.membership import Membership, MembershipChange
+from replikv.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    InstallSnapshot,
+    Message,
+    ReadIndex,
+    ReadIndexResponse,
+    RequestVote,
+    RequestVoteResponse,
+    TimeoutNow,
+)
+from replikv.raft.progress import Tracker
+from replikv.raft.quorum import VoteResult
+from replikv.raft.reads import ReadQueue, ReadState
+from replikv.raft.roles import Role, check_transition
+from replikv.raft.stable import StableStorage
+
+__all__ = ["Config", "ProposalDroppedError", "Raft"]
+
+READ_HOPS_MAX = 3
+"""Asker -> old leader -> leader is two; more means that peers take each other for the leader."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """What a core is told about itself. Times in ticks, sizes in bytes; None is unlimited."""
+
+    node_id: str
+    election_ticks: int = 10
+    heartbeat_ticks: int = 1
+    pre_vote: bool = False
+    """Ask before campaigning, so that a node cut off does not raise its term (thesis 9.6)."""
+    check_quorum: bool = False
+    """A leader that does not hear a majority for an election timeout steps down (thesis 6.2); whoever heard from a
+    leader within one ignores candidates (thesis 4.2.3)."""
+    message_bytes_max: int | None = None
+    applying_bytes_max: int | None = None
+    uncommitted_bytes_max: int | None = None
+    inflight_messages_max: int = 256
+    inflight_bytes_max: int | None = None
+    applied: int = 0
+    """The index that the state machine has applied already when the node starts."""
+
+
+class Raft:
+    """One node's consensus state."""
+
+    def __init__(self, config: Config, storage: StableStorage, random: Random) -> None:
+        hard_state, membership = storage.initial_state()
+        self.config = config
+        self.id = config.node_id
+        self.random = random
+        self.log = RaftLog(storage, applying_bytes_max=config.applying_bytes_max)
+        self.tracker = Tracker(
+            membership,
+            inflight_messages_max=config.inflight_messages_max,
+            inflight_bytes_max=config.inflight_bytes_max,
+        )
+        # Persistent (paper, figure 2): never goes back; a vote is never changed within a term.
+        self.term = hard_state.term
+        self.vote = hard_state.vote
+        if hard_state.commit > self.log.last_index():
+            raise InternalError(f"stored commit {hard_state.commit} is beyond the log's end {self.log.last_index()}")
+        self.log.commit_to(hard_state.commit)
+        if config.applied:
+            self.log.applied_to(config.applied, 0)
+
+        self.role = Role.FOLLOWER
+        # The leader of self.term, as far as known.
+        self.leader = NO_NODE
+        # Ticks since the leader was last heard (follower), the campaign began (candidate), or the quorum was last
+        # checked (leader).
+        self.election_elapsed = 0
+        self.heartbeat_elapsed = 0
+        # In [election_ticks, 2 * election_ticks - 1], drawn anew at each reset (paper 5.2).
+        self.randomized_election_ticks = 0
+
+        self.messages: list[Message] = []
+        self.messages_after_append: list[Message] = []
+        # Reads of this node that may be served once their index is applied.
+        self.read_states: list[ReadState] = []
+
+        # -- the leader's (volatile: set anew at each election) --
+        # The node that leadership is being handed to.
+        self.transferee = NO_NODE
+        # A membership change may be proposed only when everything up to this index is applied: at most one is
+        # under way (thesis 4.1). Conservative in a new leader, which cannot know what its log holds.
+        self.pending_membership_index = 0
+        # Payload bytes of own entries not yet applied.
+        self.uncommitted_bytes = 0
+        self.reads = ReadQueue()
+
+        self.become_follower(self.term, NO_NODE)
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    @property
+    def hard_state(self) -> HardState:
+        """What has to be durable."""
+        return HardState(self.term, self.vote, self.log.committed)
+
+    @property
+    def membership(self) -> Membership:
+        """The configuration in force."""
+        return self.tracker.membership
+
+    def promotable(self) -> bool:
+        """Whether the node may campaign: a voter with a state to stand on."""
+        progress = self.tracker.progress.get(self.id)
+        return progress is not None and not progress.is_learner and self.log.unstable.snapshot is None
+
+    def past_election_timeout(self) -> bool:
+        """Whether the node has waited long enough."""
+        return self.election_elapsed >= self.randomized_election_ticks
+
+    # -- roles ---------------------------------------------------------------------------------------------------------
+
+    def become_follower(self, term: int, leader_id: str) -> None:
+        """Follow ``leader_id`` (or wait for somebody to follow) in ``term``."""
+        self._enter(Role.FOLLOWER, term)
+        self.leader = leader_id
+
+    def become_pre_candidate(self) -> None:
+        """Ask for pre-votes. Neither term nor vote changes: nothing has to be durable (thesis 9.6)."""
+        check_transition(self.role, Role.PRE_CANDIDATE)
+        self.tracker.reset_votes()
+        self.role = Role.PRE_CANDIDATE
+        self.leader = NO_NODE
+
+    def become_candidate(self) -> None:
+        """Campaign in the next term, with the own vote."""
+        self._enter(Role.CANDIDATE, self.term + 1)
+        self.vote = self.id
+
+    def become_leader(self) -> None:
+        """Lead, beginning with an empty entry: older entries commit only through one of this term (paper 5.4.2)."""
+        self._enter(Role.LEADER, self.term)
+        self.leader = self.id
+        progress = self.tracker.progress[self.id]
+        progress.become_replicate()
+        progress.recent_active = True
+        self.pending_membership_index = self.log.last_index()
+        leader.append(self, b"", EntryKind.COMMANDS, limited=False)
+
+    def _enter(self, role: Role, term: int) -> None:
+        check_transition(self.role, role)
+        if term < self.term:
+            raise InternalError(f"the term of {self.id} would go back from {self.term} to {term}")
+        self.role = role
+        if term != self.term:
+            self.term = term
+            self.vote = NO_NODE
+        self.leader = NO_NODE
+        self.election_elapsed = 0
+        self.heartbeat_elapsed = 0
+        self.randomized_election_ticks = self.random.randint(
+            self.config.election_ticks, 2 * self.config.election_ticks - 1
+        )
+        self.transferee = NO_NODE
+        self.tracker.reset_votes()
+        for node_id in self.tracker.progress:
+            self.tracker.progress[node_id] = self.tracker.new_progress(node_id, self.log.last_index())
+        # Only what is durable counts: own entries still on their way to disk are acknowledged by the writer.
+        if (own := self.tracker.progress.get(self.id)) is not None:
+            own.match = self.log.stable_index()
+        self.pending_membership_index = 0
+        self.uncommitted_bytes = 0
+        self.reads = ReadQueue()
+
+    # -- time ----------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """One unit of time has passed."""
+        self.election_elapsed += 1
+        if self.role is Role.LEADER:
+            leader.tick(self)
+        elif self.promotable() and self.past_election_timeout():
+            self.election_elapsed = 0
+            self.campaign()
+
+    # -- elections -----------------------------------------------------------------------------------------------------
+
+    def campaign(self, *, transfer: bool = False) -> None:
+        """Try to become leader, now. Does nothing for a leader, a learner, or with a membership change unapplied.
+
+        ``transfer``: on the leader's request (thesis 3.10); skips the pre-vote and overrides leader stickiness.
+        """
+        if self.role is Role.LEADER or not self.promotable() or self._unapplied_membership_change():
+            return
+        if self.config.pre_vote and not transfer:
+            self._request_votes(pre_vote=True)
+        else:
+            self._request_votes(transfer=transfer)
+
+    def _unapplied_membership_change(self) -> bool:
+        """Whether a committed change is not applied yet: the node would count votes of a configuration that is left."""
+        found = False
+
+        def look(entries: list[Entry]) -> bool:
+            nonlocal found
+            found = any(entry.kind == EntryKind.MEMBERSHIP for entry in entries)
+            return not found
+
+        low = max(self.log.applied + 1, self.log.first_index())
+        if low <= self.log.committed:
+            self.log.scan(low, self.log.committed + 1, 1 << 20, look)
+        return found
+
+    def _request_votes(self, *, pre_vote: bool = False, transfer: bool = False) -> None:
+        if pre_vote:
+            self.become_pre_candidate()
+        else:
+            self.become_candidate()
+        term = self.term + 1 if pre_vote else self.term
+        last_index, last_term = self.log.last_entry_id()
+        for node_id in self.tracker.voters():
+            if node_id == self.id:
+                self.send(RequestVoteResponse(to=self.id, term=term, pre_vote=pre_vote))
+            else:
+                self.send(
+                    RequestVote(
+                        to=node_id,
+                        term=term,
+                        last_index=last_index,
+                        last_term=last_term,
+                        pre_vote=pre_vote,
+                        transfer=transfer,
+                    )
+                )
+
+    def _handle_vote_request(self, message: RequestVote) -> None:
+        # A vote for somebody else in this term stands; so does a known leader. A pre-vote of a later term binds
+        # nobody: as many as ask may be told yes.
+        free = (
+            self.vote == message.sender
+            or (self.vote == NO_NODE and self.leader == NO_NODE)
+            or (message.pre_vote and message.term > self.term)
+        )
+        if free and self.log.is_up_to_date(message.last_index, message.last_term):
+            self.send(RequestVoteResponse(to=message.sender, term=message.term, pre_vote=message.pre_vote))
+            if not message.pre_vote:
+                self.election_elapsed = 0
+                self.vote = message.sender
+        else:
+            self.send(RequestVoteResponse(to=message.sender, reject=True, pre_vote=message.pre_vote))
+
+    def _handle_vote_response(self, message: RequestVoteResponse) -> None:
+        if message.pre_vote is not (self.role is Role.PRE_CANDIDATE):
+            return
+        self.tracker.record_vote(message.sender, not message.reject)
+        result = self.tracker.tally()
+        if result is VoteResult.WON:
+            if self.role is Role.PRE_CANDIDATE:
+                self._request_votes()
+            else:
+                self.become_leader()
+                leader.broadcast_append(self)
+        elif result is VoteResult.LOST:
+            # Also for a lost pre-vote the term stays: the voter's own may be higher, but then it came with it.
+            self.become_follower(self.term, NO_NODE)
+
+    # -- messages ------------------------------------------------------------------------------------------------------
+
+    def send(self, message: Message) -> None:
+        """Queue a message, with this node as the sender and its term unless it carries its own."""
+        if not message.sender:
+            message.sender = self.id
+        if not message.term and not isinstance(message, ReadIndex | ReadIndexResponse):
+            message.term = self.term
+        if isinstance(message, AppendEntriesResponse | RequestVoteResponse):
+            self.messages_after_append.append(message)
+        elif message.to == self.id:
+            raise InternalError(f"{self.id} must not send itself {message!r}")
+        else:
+            self.messages.append(message)
+
+    def step(self, message: Message) -> None:
+        """Take a message of another node (or one of our own that has become durable)."""
+        if message.term and not self._take_term(message):
+            return
+        if isinstance(message, RequestVote):
+            self._handle_vote_request(message)
+        elif self.role is Role.LEADER:
+            leader.step(self, message)
+        else:
+            self._step_follower_or_candidate(message)
+
+    def _take_term(self, message: Message) -> bool:
+        """Follow a newer term, turn away an older one (paper 5.1). Whether the message counts."""
+        if message.term > self.term:
+            return self._take_newer_term(message)
+        if message.term == self.term:
+            return True
+        if isinstance(message, AppendEntries | Heartbeat | InstallSnapshot):
+            # A leader of an old term that cannot win the others back by itself (its messages are ignored) has to be
+            # told the newer term, or a node stuck with a high term could neither follow nor be followed.
+            if self.config.check_quorum or self.config.pre_vote:
+                self.send(AppendEntriesResponse(to=message.sender))
+        elif isinstance(message, RequestVote) and message.pre_vote:
+            # Ignoring it could deadlock a cluster in which nodes ask at a term below one that is known already.
+            self.send(RequestVoteResponse(to=message.sender, reject=True, pre_vote=True))
+        return False
+
+    def _take_newer_term(self, message: Message) -> bool:
+        if isinstance(message, RequestVote):
+            sticks = (
+                self.config.check_quorum
+                and self.leader != NO_NODE
+                and self.election_elapsed < self.config.election_ticks
+            )
+            if sticks and not message.transfer:
+                return False  # thesis 4.2.3: whoever heard from a leader within an election timeout does not vote
+            if message.pre_vote:
+                return True  # the asker's future term is not ours
+        if isinstance(message, RequestVoteResponse) and message.pre_vote and not message.reject:
+            return True  # granted for a term that we have not entered yet
+        from_leader = isinstance(message, AppendEntries | Heartbeat | InstallSnapshot)
+        self.become_follower(message.term, message.sender if from_leader else NO_NODE)
+        return True
+
+    def _step_follower_or_candidate(self, message: Message) -> None:
+        if isinstance(message, AppendEntries | Heartbeat | InstallSnapshot):
+            if self.role is not Role.FOLLOWER:
+                self.become_follower(message.term, message.sender)
+            elif self.leader not in (NO_NODE, message.sender):
+                raise InternalError(f"two leaders in term {self.term}: {self.leader} and {message.sender}")
+            self.election_elapsed = 0
+            self.leader = message.sender
+            if isinstance(message, AppendEntries):
+                self._handle_append(message)
+            elif isinstance(message, Heartbeat):
+                self.log.commit_to(message.commit)
+                self.send(HeartbeatResponse(to=message.sender, read_position=message.read_position))
+            else:
+                self._handle_snapshot(message)
+        elif isinstance(message, RequestVoteResponse):
+            if self.role is not Role.FOLLOWER:
+                self._handle_vote_response(message)
+        elif isinstance(message, ReadIndex):
+            self.forward_read(message)
+        elif isinstance(message, ReadIndexResponse):
+            self.read_states.append(ReadState(message.context, message.index))
+        elif isinstance(message, TimeoutNow) and self.role is Role.FOLLOWER:
+            self.campaign(transfer=True)
+
+    # -- replication, received -----------------------------------------------------------------------------------------
+
+    def _handle_append(self, message: AppendEntries) -> None:
+        response = AppendEntriesResponse(to=message.sender)
+        if message.previous_index < self.log.committed:
+            # What is committed matches; saying so moves the leader's idea of us forward.
+            response.index = self.log.committed
+        else:
+            last = self.log.maybe_append(
+                message.previous_index, message.previous_term, message.entries, message.commit
+            )
+            if last is not None:
+                response.index = last
+            else:
+                # Our largest index with a term not above the one asked about is the first that may match: entries
+                # of higher terms in between cannot be the leader's.
+                hint = min(message.previous_index, self.log.last_index())
+                response.index, response.reject = message.previous_index, True
+                response.hint_index, response.hint_term = self.log.find_conflict_by_term(hint, message.previous_term)
+        self.send(response)
+
+    def _handle_snapshot(self, message: InstallSnapshot) -> None:
+        restored = self.restore(message.snapshot)
+        index = self.log.last_index() if restored else self.log.committed
+        self.send(AppendEntriesResponse(to=message.sender, index=index))
+
+    def restore(self, snapshot: SnapshotMetadata) -> bool:
+        """Take the snapshot in place of the log; False where the log is as good (paper, section 7)."""
+        if snapshot.index <= self.log.committed:
+            return False
+        if self.role is not Role.FOLLOWER:
+            raise InternalError(f"a {self.role} cannot take a snapshot")
+        if self.id not in snapshot.membership.ids:
+            return False  # a configuration that we are not part of: a snapshot for somebody else
+        if self.log.matches(snapshot.index, snapshot.term):
+            self.log.commit_to(snapshot.index)
+            return False
+        self.log.restore(snapshot)
+        self.tracker.switch(snapshot.membership, self.log.last_index())
+        return True
+
+    # -- requests ------------------------------------------------------------------------------------------------------
+
+    def propose(self, data: bytes, kind: EntryKind = EntryKind.COMMANDS) -> int:
+        """Append one entry as the leader; its index. Raises ProposalDroppedError when it was not taken."""
+        if self.role is not Role.LEADER:
+            raise ProposalDroppedError(f"{self.id} is {self.role}, not the leader")
+        return leader.propose(self, data, kind)
+
+    def propose_membership(self, change: MembershipChange) -> int:
+        """Append a membership change as the leader; its index. At most one is under way (thesis 4.1)."""
+        if self.pending_membership_index > self.log.applied:
+            raise ProposalDroppedError(
+                f"a membership change may be pending: entry {self.pending_membership_index} is not applied yet"
+            )
+        index = self.propose(change.encode(), EntryKind.MEMBERSHIP)
+        self.pending_membership_index = index
+        return index
+
+    def apply_membership(self, entry: Entry) -> Membership:
+        """A committed membership entry is being applied; the configuration from now on."""
+        change = MembershipChange.decode(entry.data)
+        if not change.only_updates:
+            raise InternalError(f"entry {entry.index} changes voters or learners: this release cannot apply it")
+        self.tracker.membership = change.updated(self.tracker.membership, entry.index)
+        return self.tracker.membership
+
+    def read_index(self, context: int) -> bool:
+        """Begin a linearizable read of this node; a ReadState with ``context`` tells the index. False: no leader."""
+        if self.role is Role.LEADER:
+            leader.add_read(self, self.id, context)
+            return True
+        return self.forward_read(ReadIndex(to=self.leader, sender=self.id, context=context))
+
+    def forward_read(self, message: ReadIndex) -> bool:
+        """Pass a read on to the leader, keeping who asked. False when there is none, or it went in circles."""
+        if self.leader == NO_NODE or message.hops >= READ_HOPS_MAX:
+            return False
+        self.send(
+            ReadIndex(to=self.leader, sender=message.sender, context=message.context, hops=message.hops + 1)
+        )
+        return True
+
+    def applied_to(self, index: int, size: int) -> None:
+        """Entries up to ``index`` are applied; ``size`` is what they counted for (their sizes added up)."""
+        self.log.applied_to(max(index, self.log.applied), size)

@@ -1,0 +1,163 @@
+"""RawNode: the core as a machine with an input side and an output side.
+
+Put things in with ``step``, ``tick``, ``propose``, ``campaign`` and ``read_index``; then take one ``Ready`` and act on
+all of it. Taking it is accepting it: nothing is handed out twice.
+
+What to do with a Ready, in this order where it matters:
+
+1.  Send ``messages`` at any time. They rest on nothing that is not durable, so the leader's appends travel while its
+    own write is under way (thesis 10.2.1).
+2.  Make ``write`` durable, after all earlier ones; then take it over into the storage that the core reads, and call
+    ``persisted``, which tells what may be sent now. Writes of an older term, or of entries replaced meanwhile, change
+    nothing when they complete late.
+3.  Apply ``committed`` in order and call ``applied``. Only durable entries are ever handed out, so that applied state
+    is never ahead of the own log.
+4.  Serve ``reads`` once their index is applied.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from random import Random
+
+from replikv.raft import leader
+from replikv.raft.core import Config, Raft
+from replikv.raft.entries import Entry, HardState
+from replikv.raft.membership import Membership, MembershipChange
+from replikv.raft.messages import Message
+from replikv.raft.reads import ReadState
+from replikv.raft.roles import Role
+from replikv.raft.stable import StableStorage, Write
+
+__all__ = ["RawNode", "Ready"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Ready:
+    """Everything that has to be done before the core can go further."""
+
+    messages: tuple[Message, ...]
+    write: Write | None
+    """None when nothing has to be durable and nothing waits for it."""
+    committed: tuple[Entry, ...]
+    reads: tuple[ReadState, ...]
+
+
+class RawNode:
+    """One node of a Raft cluster, without any I/O."""
+
+    def __init__(self, config: Config, storage: StableStorage, random: Random) -> None:
+        self.raft = Raft(config, storage, random)
+        # What was handed out last: the difference to what is now makes the next write.
+        self._hard_state: HardState = self.raft.hard_state
+
+    # -- input ---------------------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """One tick of the clock has passed."""
+        self.raft.tick()
+
+    def step(self, message: Message) -> None:
+        """A message has arrived."""
+        self.raft.step(message)
+
+    def campaign(self) -> None:
+        """Try to become leader without waiting for the election timeout."""
+        self.raft.campaign()
+
+    def propose(self, data: bytes) -> int:
+        """Append one entry; its index. Raises ProposalDroppedError when this node does not lead or has no room."""
+        return self.raft.propose(data)
+
+    def propose_membership(self, change: MembershipChange) -> int:
+        """Append a membership change; its index. Raises ProposalDroppedError also while another is under way."""
+        return self.raft.propose_membership(change)
+
+    def read_index(self, context: int) -> bool:
+        """Ask for a linearizable read position under the caller's number ``context``. False when there is no leader."""
+        return self.raft.read_index(context)
+
+    def report_unreachable(self, node_id: str) -> None:
+        """Messages to the node were lost, or its connection was."""
+        if self.raft.role is Role.LEADER:
+            leader.report_unreachable(self.raft, node_id)
+
+    def report_snapshot(self, node_id: str, *, failed: bool) -> None:
+        """What became of the snapshot that an InstallSnapshot asked to send."""
+        if self.raft.role is Role.LEADER:
+            leader.report_snapshot(self.raft, node_id, failed=failed)
+
+    # -- output --------------------------------------------------------------------------------------------------------
+
+    def has_ready(self) -> bool:
+        """Whether there is anything to do."""
+        raft = self.raft
+        return bool(
+            raft.messages
+            or raft.messages_after_append
+            or raft.read_states
+            or self._vote_changed()
+            or raft.log.next_unstable_entries()
+            or raft.log.next_unstable_snapshot() is not None
+            or raft.log.has_next_committed_entries(allow_unstable=False)
+        )
+
+    def _vote_changed(self) -> bool:
+        return self.raft.hard_state[:2] != self._hard_state[:2]
+
+    def ready(self) -> Ready:
+        """Take everything there is to do."""
+        raft = self.raft
+        messages, raft.messages = tuple(raft.messages), []
+        reads, raft.read_states = tuple(raft.read_states), []
+        write = self._take_write()
+        committed = raft.log.next_committed_entries(allow_unstable=False)
+        if committed:
+            raft.log.accept_applying(committed[-1].index, sum(entry.size for entry in committed), allow_unstable=False)
+        return Ready(messages, write, tuple(committed), reads)
+
+    def _take_write(self) -> Write | None:
+        raft = self.raft
+        entries = tuple(raft.log.next_unstable_entries())
+        snapshot = raft.log.next_unstable_snapshot()
+        responses, raft.messages_after_append = tuple(raft.messages_after_append), []
+        hard_state = raft.hard_state
+        # A commit index alone is worth no sync: it is found again from the leader. It rides along with what is.
+        if self._vote_changed() or ((entries or snapshot) and hard_state != self._hard_state):
+            self._hard_state = hard_state
+            write = Write(hard_state, entries, snapshot, responses)
+        elif entries or snapshot or responses:
+            write = Write(None, entries, snapshot, responses)
+        else:
+            return None
+        raft.log.accept_unstable()
+        return write
+
+    def persisted(self, write: Write) -> list[Message]:
+        """The write, and all before it, are durable and in the storage; the messages that may be sent now."""
+        raft = self.raft
+        if write.snapshot is not None:
+            raft.log.stable_snapshot_to(write.snapshot.index)
+        if write.entries:
+            raft.log.stable_to(write.entries[-1].index, write.entries[-1].term)
+        outgoing: list[Message] = []
+        for response in write.responses:
+            if response.to == raft.id:
+                raft.step(response)
+            else:
+                outgoing.append(response)
+        return outgoing
+
+    def apply_membership(self, entry: Entry) -> Membership:
+        """Apply a committed MEMBERSHIP entry; the configuration from now on."""
+        return self.raft.apply_membership(entry)
+
+    def applied(self, entries: tuple[Entry, ...] | list[Entry]) -> None:
+        """These committed entries are applied: a first part, in order, of what ``ready`` has handed out."""
+        if entries:
+            self.raft.applied_to(entries[-1].index, sum(entry.size for entry in entries))
+            leader.reduce_uncommitted(self.raft, list(entries))
+
+    def installed(self, index: int) -> None:
+        """The state of a received snapshot at ``index`` is in place of the applied state."""
+        self.raft.applied_to(index, 0)

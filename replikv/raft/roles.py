@@ -1,0 +1,50 @@
+"""The roles of a node, and the only transitions between them.
+
+1.  A node starts as a follower.
+2.  A follower that hears of no leader for an election timeout asks whether it would be elected (pre-candidate), or,
+    without pre-vote, campaigns at once (candidate).
+3.  A pre-candidate that a majority would elect becomes a candidate: only now is its term raised (thesis 9.6).
+4.  A candidate that a majority elects becomes leader. It may campaign again, in a new term, when nobody is elected.
+    A pre-candidate of a single voter wins its pre-vote and its vote by itself, through the same steps.
+5.  Whoever hears of a newer term, or a candidate of the leader of its own term, becomes a follower.
+6.  A leader gives up leadership only by becoming a follower: never directly a candidate.
+
+A leader "becomes leader" again, and a pre-candidate leader, in no real run; the first is harmless and allowed as in
+etcd, the second happens in tests that set the role by hand.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Set
+from types import MappingProxyType
+from typing import Final
+
+from replikv.errors import InternalError
+
+__all__ = ["TRANSITIONS", "Role", "check_transition"]
+
+
+class Role(enum.StrEnum):
+    """What a node is at the moment (paper 5.1, thesis 9.6)."""
+
+    FOLLOWER = "follower"
+    PRE_CANDIDATE = "pre-candidate"
+    CANDIDATE = "candidate"
+    LEADER = "leader"
+
+
+TRANSITIONS: Final[Mapping[Role, Set[Role]]] = MappingProxyType(
+    {
+        Role.FOLLOWER: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE}),
+        Role.PRE_CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE, Role.LEADER}),
+        Role.CANDIDATE: frozenset({Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE, Role.LEADER}),
+        Role.LEADER: frozenset({Role.FOLLOWER, Role.LEADER}),
+    }
+)
+
+
+def check_transition(before: Role, after: Role) -> None:
+    """Raise InternalError for a step that is not in the table."""
+    if after not in TRANSITIONS[before]:
+        raise InternalError(f"a {before} cannot become {after}")
