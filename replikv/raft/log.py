@@ -294,14 +294,15 @@ class RaftLog:
             found = found + self.unstable.slice(max(low, seam), high)
         return found if bytes_max is None else limit_size(found, bytes_max)
 
-    def scan(self, low: int, high: int, page_bytes: int, visit: Callable[[list[Entry]], None]) -> None:
+    def scan(self, low: int, high: int, page_bytes: int, visit: Callable[[list[Entry]], bool]) -> None:
         """Visit the entries of [low, high) in pages, each limited to ``page_bytes`` as in :meth:`slice`.
 
-        An exception that ``visit`` raises ends the scan.
+        ``visit`` says whether to go on; an exception that it raises ends the scan as well.
         """
         while low < high:
             page = self.slice(low, high, page_bytes)
-            visit(page)
+            if not visit(page):
+                return
             low += len(page)
 
     def snapshot(self) -> SnapshotMetadata:

@@ -574,13 +574,23 @@ def test_slice_refused(low: int, high: int, error: type[Exception]) -> None:
         SEAM_LOG.slice(low, high)
 
 
+def pages_of(low: int, high: int, page_bytes: int) -> list[list[Entry]]:
+    """The pages of a whole scan."""
+    pages = []
+
+    def visit(page: list[Entry]) -> bool:
+        pages.append(page)
+        return True
+
+    SEAM_LOG.scan(low, high, page_bytes, visit)
+    return pages
+
+
 @pytest.mark.parametrize("page_bytes", [0, 1, 10, 100, S, S + 1, 2 * S])
 @pytest.mark.parametrize(("low", "high"), [(101, 200), (120, 130), (145, 155), (150, 200), (160, 160)])
 def test_scan(low: int, high: int, page_bytes: int) -> None:
     """Pages of any size add up to the slice, and each has one entry or fits (TestScan)."""
-    pages: list[list[Entry]] = []
-
-    SEAM_LOG.scan(low, high, page_bytes, pages.append)
+    pages = pages_of(low, high, page_bytes)
 
     assert SEAM_LOG.slice(low, high) == [entry for page in pages for entry in page]
     assert all(len(page) == 1 or sum(entry.size for entry in page) <= page_bytes for page in pages)
@@ -588,26 +598,34 @@ def test_scan(low: int, high: int, page_bytes: int) -> None:
 
 def test_scan_fills_its_pages() -> None:
     """With room for two, an even number of entries comes in twos (TestScan)."""
-    pages: list[list[Entry]] = []
+    assert {2} == {len(page) for page in pages_of(101, 199, 2 * S)}
 
-    SEAM_LOG.scan(101, 199, 2 * S, pages.append)
 
-    assert {2} == {len(page) for page in pages}
+def test_scan_stops_when_told() -> None:
+    """The visitor decides after each page whether to go on."""
+    visited = []
+
+    def visit(page: list[Entry]) -> bool:
+        visited.append(page)
+        return len(visited) < 3
+
+    SEAM_LOG.scan(101, 199, 0, visit)
+
+    assert 3 == len(visited)
 
 
 def test_scan_stops_at_an_error() -> None:
-    """An error of the visitor ends the scan (TestScan)."""
+    """An error of the visitor ends the scan, and is the caller's (TestScan)."""
     visited = []
 
-    def visit(page: list[Entry]) -> None:
+    def visit(page: list[Entry]) -> bool:
         visited.append(page)
-        if len(visited) == 3:
-            raise ZeroDivisionError
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         SEAM_LOG.scan(101, 199, 0, visit)
 
-    assert 3 == len(visited)
+    assert 1 == len(visited)
 
 
 # -- received slices ---------------------------------------------------------------------------------------------------
