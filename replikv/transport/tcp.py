@@ -1,0 +1,330 @@
+"""Peers over TCP: each side dials the other for what it sends, and once more for every channel."""
+
+from __future__ import annotations
+
+import errno
+import random
+import ssl
+import weakref
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeAlias
+
+import structlog
+import trio
+
+from replikv.errors import ConfigurationError
+from replikv.settings import Settings
+from replikv.transport.addresses import Address, parse_address
+from replikv.transport.base import Channel, Hello, Receiver
+from replikv.transport.connection import Connection, ConnectionLostError, StreamChannel, tune
+from replikv.transport.handshake import CHANNEL, FRAMES, Initiator, Responder
+from replikv.transport.links import Link, LinkedTransport, admit_expected
+from replikv.transport.outbox import Outbox
+from replikv.transport.wire import FrameDecoder, PeerConnectionError
+
+__all__ = ["TcpTransport"]
+
+log = structlog.get_logger(__name__)
+
+HANDSHAKES_MAX: Final = 64
+"""Accepted connections that are not admitted yet; above, the oldest goes. OpenSSH's MaxStartups: 100; ours take
+milliseconds where nothing is wrong, so whoever has waited longest is the least likely to finish.
+"""
+
+CONNECTIONS_MAX: Final = 1024
+"""Admitted connections in all: 50 processes use about 100."""
+
+CHANNELS_PER_PEER_MAX: Final = 8
+"""Channels that one peer may have open here; a snapshot takes one."""
+
+PORT_ATTEMPTS_MAX: Final = 8
+"""How often a free port is drawn for a name of several addresses until it is free on all of them."""
+
+
+class TcpTransport(LinkedTransport):
+    """Peers over TCP. Addresses are ``host:port``; names are resolved anew at each dial.
+
+    Listens on every address that the host of ``listen`` resolves to, and on nothing else; port 0 takes a free one, the
+    same on all of them. ``secret`` and ``tls`` are names that later releases fill: authentication is not available in
+    this one, and asking for it raises ConfigurationError rather than running without.
+    """
+
+    def __init__(self, *, secret: bytes | str | None = None, tls: ssl.SSLContext | None = None) -> None:
+        for name, value in (("secret", secret), ("tls", tls)):
+            if value is not None:
+                raise ConfigurationError(
+                    f"TcpTransport({name}=...) is not available in this release, and peers would talk without it:"
+                    f" leave it out, and keep the peers' ports on a network that you trust"
+                )
+        super().__init__()
+        self._random = random.Random()  # noqa: S311 - jitter, no secret
+        self._receiver: Receiver | None = None
+        self._settings = Settings()
+        self._handshakes: dict[trio.CancelScope, None] = {}
+        """Accepted and not yet admitted, oldest first."""
+        self._incoming: dict[str, trio.CancelScope] = {}
+        """The connection that each peer sends us frames on."""
+        self._channels_in: Counter[str] = Counter()
+        self._channels_out: weakref.WeakSet[Connection] = weakref.WeakSet()
+        """Under channels that we opened: they live in the tasks of whoever uses them, and end with ``run``."""
+
+    async def run(
+        self,
+        receiver: Receiver,
+        *,
+        listen: str,
+        settings: Settings,
+        task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        """Listen, dial and deliver until cancelled; then every socket is closed.
+
+        What the receiver raises ends it, in an exception group; what a connection does never.
+        """
+        address = parse_address(listen, listening=True)
+        listeners = await _listen(address)
+        self._receiver, self._settings = receiver, settings
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                self._start_links()
+                bound = Address(address.host, listeners[0].socket.getsockname()[1])
+                task_status.started(str(bound))
+                await trio.serve_listeners(self._accept, listeners)
+        finally:
+            self._nursery = None
+            with trio.CancelScope(shield=True):
+                for listener in listeners:
+                    await trio.aclose_forcefully(listener)
+                for connection in list(self._channels_out):
+                    await connection.aclose()
+
+    async def open_channel(self, node_id: str) -> Channel:
+        """A connection of its own to the peer, with a handshake of its own. Raises OSError."""
+        address = self._addresses.get(node_id)
+        if self._nursery is None or address is None:
+            raise OSError(errno.EHOSTUNREACH, f"no channel to {node_id}: its address is not known, or we do not run")
+        try:
+            connection = await self._dial(node_id, address, CHANNEL)
+        except PeerConnectionError as exc:
+            raise OSError(errno.ECONNREFUSED, f"no channel to {node_id}: {exc}") from exc
+        if self._nursery is None:
+            await connection.aclose()
+            raise OSError(errno.EHOSTUNREACH, f"no channel to {node_id}: the transport has stopped")
+        self._channels_out.add(connection)
+        return StreamChannel(connection, self._settings.frame_bytes_max)
+
+    # -- dialing -------------------------------------------------------------------------------------------------------
+
+    def _check_address(self, address: str) -> None:
+        parse_address(address)
+
+    def _make_link(self, node_id: str) -> Link:
+        assert self._receiver is not None
+        return _TcpLink(self._dial, node_id, self._receiver, self._settings, self._random)
+
+    async def _dial(self, node_id: str, address: str, purpose: str) -> Connection:
+        """A connection that both sides admitted. Raises PeerConnectionError."""
+        receiver, timeout_s = self._receiver, self._settings.connect_timeout_s
+        assert receiver is not None
+        with trio.move_on_after(timeout_s):
+            try:
+                stream = await trio.open_tcp_stream(*parse_address(address))
+            except OSError as exc:
+                raise ConnectionLostError(f"{address} cannot be reached: {_dial_failure(exc)}") from exc
+            connection = Connection(stream)
+            handshake = Initiator(
+                receiver.hello(), purpose, lambda hello: admit_expected(receiver, node_id, address, hello)
+            )
+            try:
+                tune(stream, timeout_s)
+                await connection.shake_hands(handshake)
+            except BaseException:
+                await connection.aclose()
+                raise
+            return connection
+        raise ConnectionLostError(f"{address} did not answer within {timeout_s} s")
+
+    # -- accepting -----------------------------------------------------------------------------------------------------
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        async with Connection(stream) as connection:
+            try:
+                tune(stream, self._settings.connect_timeout_s)
+                hello, purpose = await self._shake_hands(connection)
+            except PeerConnectionError as fault:
+                log.info("connection not admitted", reason=str(fault))
+                return
+            if purpose == CHANNEL:
+                await self._serve_channel(connection, hello.node_id)
+            else:
+                await self._receive_frames(connection, hello.node_id)
+
+    async def _shake_hands(self, connection: Connection) -> tuple[Hello, str]:
+        """Who dialed, and what for. Raises PeerConnectionError."""
+        assert self._receiver is not None
+        if len(self._handshakes) >= HANDSHAKES_MAX:
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel()
+        handshake = Responder(self._receiver.hello(), self._admit)
+        with trio.move_on_after(self._settings.connect_timeout_s) as scope:
+            self._handshakes[scope] = None
+            try:
+                return await connection.shake_hands(handshake), handshake.purpose
+            finally:
+                self._handshakes.pop(scope, None)
+        raise ConnectionLostError("its handshake took too long")
+
+    def _admit(self, hello: Hello, purpose: str) -> str | None:
+        assert self._receiver is not None
+        if len(self._incoming) + self._channels_in.total() >= CONNECTIONS_MAX:
+            return f"{CONNECTIONS_MAX} connections are open already"
+        if purpose == CHANNEL and self._channels_in[hello.node_id] >= CHANNELS_PER_PEER_MAX:
+            return f"{hello.node_id} has {CHANNELS_PER_PEER_MAX} channels open already"
+        return self._receiver.admit(hello)
+
+    async def _receive_frames(self, connection: Connection, node_id: str) -> None:
+        """Hand frames on until the connection ends, or a newer one of the same peer takes its place: then this one is
+        half-open, and its machine may never tell.
+        """
+        assert self._receiver is not None
+        receive, decoder = self._receiver.receive, FrameDecoder(self._settings.frame_bytes_max)
+        with trio.CancelScope() as scope:
+            former = self._incoming.get(node_id)
+            if former is not None:
+                former.cancel()
+            self._incoming[node_id] = scope
+            try:
+                while True:
+                    try:
+                        data = await connection.receive()
+                        frames = decoder.feed(data)
+                    except PeerConnectionError as fault:
+                        log.info("connection of peer lost", node_id=node_id, reason=str(fault))
+                        return
+                    if not data:
+                        return
+                    self._count_received(node_id, len(frames))
+                    for frame in frames:
+                        receive(node_id, frame)
+            finally:
+                if self._incoming.get(node_id) is scope:
+                    del self._incoming[node_id]
+
+    async def _serve_channel(self, connection: Connection, node_id: str) -> None:
+        assert self._receiver is not None
+        channel = StreamChannel(connection, self._settings.frame_bytes_max)
+        self._channels_in[node_id] += 1
+        try:
+            await self._receiver.serve_channel(node_id, channel)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel) as exc:
+            log.info("channel of peer lost", node_id=node_id, reason=str(exc))
+        finally:
+            self._channels_in[node_id] -= 1
+            self._channels_in += Counter()  # forgets those at 0
+
+
+Dial: TypeAlias = Callable[[str, str, str], Awaitable[Connection]]
+
+
+class _TcpLink(Link):
+    """A dialed connection that our frames go out on. Nothing comes in on it but its end."""
+
+    def __init__(self, dial: Dial, node_id: str, receiver: Receiver, settings: Settings, chance: random.Random) -> None:
+        super().__init__(node_id, receiver, settings, chance)
+        self._dial = dial
+        self._outbox = Outbox(settings.outbox_bytes_max)
+
+    @property
+    def queued_bytes(self) -> int:
+        return self._outbox.queued_bytes
+
+    def _enqueue(self, frame: bytes) -> bool:
+        return self._outbox.put(frame)
+
+    def _discard(self) -> int:
+        return self._outbox.clear()
+
+    async def _connect_and_hold(self, address: str) -> None:
+        async with await self._dial(self.node_id, address, FRAMES) as connection:
+            self._up()
+            faults: list[PeerConnectionError] = []
+            async with trio.open_nursery() as nursery:
+                for work in (self._write, self._watch):
+                    nursery.start_soon(self._until_fault, work, connection, faults, nursery.cancel_scope)
+            raise faults[0]
+
+    @staticmethod
+    async def _until_fault(
+        work: Callable[[Connection], Awaitable[None]],
+        connection: Connection,
+        faults: list[PeerConnectionError],
+        both: trio.CancelScope,
+    ) -> None:
+        try:
+            await work(connection)
+        except PeerConnectionError as fault:
+            faults.append(fault)
+            both.cancel()
+
+    async def _write(self, connection: Connection) -> None:
+        while True:
+            await connection.send(await self._outbox.take())
+
+    @staticmethod
+    async def _watch(connection: Connection) -> None:
+        if await connection.receive():
+            raise ConnectionLostError("the other side sends on a connection that is ours to send on")
+        raise ConnectionLostError("the other side has closed the connection")
+
+
+# -- sockets -----------------------------------------------------------------------------------------------------------
+
+
+def _dial_failure(exc: OSError) -> str:
+    """What went wrong with each resolved address; trio's own message says only that something did."""
+    attempts = exc.__cause__
+    if isinstance(attempts, BaseExceptionGroup):
+        return ", ".join(dict.fromkeys(str(attempt) for attempt in attempts.exceptions))
+    return str(attempts or exc)
+
+
+async def _listen(address: Address) -> list[trio.SocketListener]:
+    """Listen on everything that the host resolves to. Raises OSError, which names the address."""
+    try:
+        resolved = await trio.socket.getaddrinfo(
+            address.host, address.port, type=trio.socket.SOCK_STREAM, flags=trio.socket.AI_PASSIVE
+        )
+        hosts = list(dict.fromkeys(str(sockaddr[0]) for *_, sockaddr in resolved))
+        for _ in range(PORT_ATTEMPTS_MAX - 1):
+            try:
+                return await _listen_on_each(hosts, address.port)
+            except OSError as exc:
+                if address.port or exc.errno != errno.EADDRINUSE:
+                    raise
+        return await _listen_on_each(hosts, address.port)
+    except OSError as exc:
+        raise OSError(exc.errno, f"cannot listen on {address}: {exc.strerror or exc}") from exc
+
+
+async def _listen_on_each(hosts: list[str], port: int) -> list[trio.SocketListener]:
+    listeners: list[trio.SocketListener] = []
+    absent: list[OSError] = []
+    try:
+        for host in hosts:
+            try:
+                listeners += await trio.open_tcp_listeners(port, host=host)
+            except OSError as exc:
+                if exc.errno not in {errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL}:
+                    raise
+                absent.append(exc)  # "localhost" names ::1 also where IPv6 is switched off
+            else:
+                port = listeners[0].socket.getsockname()[1]
+        if not listeners:
+            raise absent[0]
+    except BaseException:
+        for listener in listeners:
+            listener.socket.close()
+        raise
+    return listeners

@@ -1,0 +1,34 @@
+"""Our own transports against the public suite: TCP over real loopback sockets, and memory."""
+
+from __future__ import annotations
+
+from replikv.testing.transport_suite import TransportSuite
+from replikv.transport.base import Transport
+from replikv.transport.memory import MemoryNetwork, MemoryTransport
+from replikv.transport.tcp import TcpTransport
+
+
+class TestTcpTransport(TransportSuite):
+    def make_transport(self, node_id: str) -> Transport:
+        return TcpTransport()
+
+
+class TestMemoryTransport(TransportSuite):
+    def setup_method(self) -> None:
+        self.network = MemoryNetwork()
+        self._addresses = 0
+
+    def make_transport(self, node_id: str) -> Transport:
+        return MemoryTransport(self.network)
+
+    def listen_address(self, node_id: str) -> str:
+        self._addresses += 1
+        return f"{node_id}:{self._addresses}"
+
+
+class TestTcpTransportOverIPv6(TransportSuite):
+    def make_transport(self, node_id: str) -> Transport:
+        return TcpTransport()
+
+    def listen_address(self, node_id: str) -> str:
+        return "[::1]:0"
