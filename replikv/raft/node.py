@@ -18,8 +18,10 @@ What to do with a Ready, in this order where it matters:
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from random import Random
 
+from replikv.errors import InternalError
 from replikv.raft import leader
 from replikv.raft.core import Config, Raft
 from replikv.raft.entries import Entry, HardState
@@ -50,6 +52,8 @@ class RawNode:
         self.raft = Raft(config, storage, random)
         # What was handed out last: the difference to what is now makes the next write.
         self._hard_state: HardState = self.raft.hard_state
+        # The writes handed out and not completed, in order, each with the term and the end of the log as of then.
+        self._writes: deque[tuple[Write, int, tuple[int, int]]] = deque()
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
@@ -131,15 +135,25 @@ class RawNode:
         else:
             return None
         raft.log.accept_unstable()
+        self._writes.append((write, raft.term, raft.log.last_entry_id()))
         return write
 
     def persisted(self, write: Write) -> list[Message]:
-        """The write, and all before it, are durable and in the storage; the messages that may be sent now."""
+        """The write, and all before it, are durable and in the storage; the messages that may be sent now.
+
+        Raises InternalError for another write than the oldest one that was handed out.
+        """
         raft = self.raft
+        if not self._writes or self._writes[0][0] is not write:
+            raise InternalError(f"{raft.id}: writes must be completed one by one, in the order they were handed out")
+        _, term, last_entry_id = self._writes.popleft()
         if write.snapshot is not None:
             raft.log.stable_snapshot_to(write.snapshot.index)
-        if write.entries:
-            raft.log.stable_to(write.entries[-1].index, write.entries[-1].term)
+        # An entry may be replaced by another leader's, and come back with a third, while the first write of it is still
+        # under way: its completion then says nothing about what storage holds after the writes in between (ABA). Within
+        # a term no entry comes back. A newer term is a write by itself, which vouches for all that was there with it.
+        if term == raft.term:
+            raft.log.stable_to(*last_entry_id)
         outgoing: list[Message] = []
         for response in write.responses:
             if response.to == raft.id:
