@@ -1,0 +1,277 @@
+"""Who becomes leader: etcd-io/raft's raft_test, the tables of elections."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from logs import terms
+from network import FRESH, HOLE, Peer, net, three
+
+from replikv.raft.entries import NO_NODE
+from replikv.raft.messages import AppendEntries, RequestVote, RequestVoteResponse
+from replikv.raft.roles import Role
+
+FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER = Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE, Role.LEADER
+WITH_AND_WITHOUT_PRE_VOTE = pytest.mark.parametrize("pre_vote", [False, True], ids=["plain", "pre-vote"])
+
+
+def in_role(role: Role, *, term: int = 1) -> Peer:
+    """Node 1 of three, in this role; nothing waits to be sent."""
+    peer = Peer()
+    if role is FOLLOWER:
+        peer.raft.become_follower(term, "3")
+    elif role is PRE_CANDIDATE:
+        peer.raft.become_follower(term, NO_NODE)
+        peer.raft.become_pre_candidate()
+    else:
+        peer.raft.become_follower(term - 1, NO_NODE)
+        peer.raft.become_candidate()
+        if role is LEADER:
+            peer.raft.become_leader()
+    peer.take()
+    return peer
+
+
+@pytest.mark.parametrize(
+    ("peers", "plain", "with_pre_vote"),
+    [
+        ([FRESH, FRESH, FRESH], (LEADER, 1), (LEADER, 1)),
+        ([FRESH, FRESH, HOLE], (LEADER, 1), (LEADER, 1)),
+        ([FRESH, HOLE, HOLE], (CANDIDATE, 1), (PRE_CANDIDATE, 0)),
+        ([FRESH, HOLE, HOLE, FRESH], (CANDIDATE, 1), (PRE_CANDIDATE, 0)),
+        ([FRESH, HOLE, HOLE, FRESH, FRESH], (LEADER, 1), (LEADER, 1)),
+        (
+            [
+                FRESH,
+                {"log": terms(1), "term": 1},
+                {"log": terms(1), "term": 1},
+                {"log": terms(1, 1), "term": 1},
+                FRESH,
+            ],
+            (FOLLOWER, 1),
+            (FOLLOWER, 1),
+        ),
+    ],
+)
+def test_an_election(
+    peers: list[dict[str, Any] | None], plain: tuple[Role, int], with_pre_vote: tuple[Role, int]
+) -> None:
+    """A majority elects, a minority leaves it open, longer logs refuse (TestLeaderElection, ...PreVote)."""
+    for pre_vote, expected in ((False, plain), (True, with_pre_vote)):
+        network = net(*peers, pre_vote=pre_vote)
+
+        network.campaign("1")
+
+        assert expected == network["1"].state
+
+
+@WITH_AND_WITHOUT_PRE_VOTE
+def test_leadership_goes_round(pre_vote: bool) -> None:
+    """Each node can be elected from a working leader's cluster (TestLeaderCycle, TestLeaderCyclePreVote)."""
+    network = three(pre_vote=pre_vote)
+
+    for campaigner in "123":
+        network.campaign(campaigner)
+        assert [LEADER if peer.id == campaigner else FOLLOWER for peer in network] == network.roles()
+
+
+@WITH_AND_WITHOUT_PRE_VOTE
+def test_a_leader_overwrites_newer_logs(pre_vote: bool) -> None:
+    """An uncommitted entry of a newer term gives way to a leader without it (TestLeaderElectionOverwriteNewerLogs).
+
+    3 was elected by 4 and 5 in term 2, and its entry is on its own disk alone.
+    """
+    network = net(
+        {"log": terms(1), "term": 1},
+        {"log": terms(1), "term": 1},
+        {"log": terms(2), "term": 2},
+        {"term": 2, "vote": "3"},
+        {"term": 2, "vote": "3"},
+        pre_vote=pre_vote,
+    )
+
+    network.campaign("1")
+    assert (FOLLOWER, 2) == network["1"].state
+
+    network.campaign("1")
+    assert (LEADER, 3) == network["1"].state
+    assert [[1, 3]] * 5 == [peer.terms for peer in network]
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_vote_from_any_role(role: Role) -> None:
+    """A candidate of a newer term with a newer log gets everybody's vote (TestVoteFromAnyState)."""
+    peer = in_role(role)
+
+    sent = peer.step(RequestVote(to="1", sender="2", term=2, last_term=2, last_index=42))
+
+    assert [RequestVoteResponse(to="2", sender="1", term=2)] == sent
+    assert (FOLLOWER, 2, "2") == (*peer.state, peer.raft.vote)
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_pre_vote_from_any_role(role: Role) -> None:
+    """A pre-vote binds nobody: it is granted by everybody, and changes nothing (TestPreVoteFromAnyState)."""
+    peer = in_role(role)
+    before = (*peer.state, peer.raft.vote, peer.raft.leader)
+
+    sent = peer.step(RequestVote(to="1", sender="2", term=2, last_term=2, last_index=42, pre_vote=True))
+
+    assert [RequestVoteResponse(to="2", sender="1", term=2, pre_vote=True)] == sent
+    assert before == (*peer.state, peer.raft.vote, peer.raft.leader)
+
+
+def test_duelling_candidates() -> None:
+    """A candidate with the shorter log loses, but its newer term unseats the leader (TestDuelingCandidates)."""
+    network = three()
+    network.cut("1", "3")
+    network.campaign("1")
+    network.campaign("3")
+    assert [LEADER, CANDIDATE] == [network["1"].raft.role, network["3"].raft.role]
+
+    network.recover()
+    network.campaign("3")
+
+    assert [(FOLLOWER, 2, 1), (FOLLOWER, 2, 1), (FOLLOWER, 2, 0)] == [
+        (*peer.state, peer.raft.log.last_index()) for peer in network
+    ]
+
+
+def test_duelling_pre_candidates() -> None:
+    """With pre-vote the same candidate disturbs nobody (TestDuelingPreCandidates, etcd#9333)."""
+    network = three(pre_vote=True)
+    network.cut("1", "3")
+    network.campaign("1")
+    network.campaign("3")
+    assert [LEADER, FOLLOWER] == [network["1"].raft.role, network["3"].raft.role]
+
+    network.recover()
+    network.campaign("3")
+
+    assert [(LEADER, 1, 1), (FOLLOWER, 1, 1), (FOLLOWER, 1, 0)] == [
+        (*peer.state, peer.raft.log.last_index()) for peer in network
+    ]
+
+
+def test_a_candidate_concedes() -> None:
+    """A candidate that was cut off follows the leader of its own term (TestCandidateConcede)."""
+    network = three()
+    network.isolate("1")
+    network.campaign("1")
+    network.campaign("3")
+    network.recover()
+
+    network.beat("3")
+    network.propose("3", b"force follower")
+    network.beat("3")
+
+    assert (FOLLOWER, 1) == network["1"].state
+    for peer in network:
+        assert ([1, 1], 2, [b"force follower"]) == (peer.terms, peer.raft.log.committed, peer.payloads)
+
+
+@WITH_AND_WITHOUT_PRE_VOTE
+def test_a_single_node_elects_itself(pre_vote: bool) -> None:
+    """One voter is a majority of one, by the same steps (TestSingleNodeCandidate, TestSingleNodePreCandidate)."""
+    network = net(FRESH, pre_vote=pre_vote)
+
+    network.campaign("1")
+
+    assert (LEADER, 1) == network["1"].state
+
+
+def test_a_single_node_leads_only_when_its_vote_is_durable() -> None:
+    """Not even alone is a vote counted before its sync (etcd#14370)."""
+    peer = Peer("1", "1")
+    peer.lazy = True
+    peer.node.campaign()
+    peer.take()
+    assert (CANDIDATE, 1) == peer.state
+
+    peer.persist()
+    assert (LEADER, 1) == peer.state
+
+
+@WITH_AND_WITHOUT_PRE_VOTE
+def test_a_leader_does_not_campaign(pre_vote: bool) -> None:
+    """Who leads already has nothing to win (TestCampaignWhileLeader)."""
+    network = net(FRESH, pre_vote=pre_vote)
+    network.campaign("1")
+
+    network.campaign("1")
+
+    assert (LEADER, 1) == network["1"].state
+
+
+def test_a_stale_vote_is_not_counted() -> None:
+    """A grant of an older term elects nobody in the next (little-raft#44)."""
+    peer = Peer()
+    peer.node.campaign()
+    peer.take()
+    peer.node.campaign()
+    peer.take()
+
+    peer.step(RequestVoteResponse(to="1", sender="2", term=1))
+    assert (CANDIDATE, 2) == peer.state
+
+    peer.step(RequestVoteResponse(to="1", sender="2", term=2))
+    assert (LEADER, 2) == peer.state
+
+
+def test_a_vote_stands_when_the_candidate_steps_down() -> None:
+    """A candidate that follows another in the same term has voted in it already (akka-raft#56)."""
+    peer = Peer()
+    peer.node.campaign()
+    peer.take()
+    peer.step(AppendEntries(to="1", sender="2", term=1))
+    assert (FOLLOWER, 1, "1") == (*peer.state, peer.raft.vote)
+
+    sent = peer.step(RequestVote(to="1", sender="3", term=1, last_index=9, last_term=9))
+
+    assert [RequestVoteResponse(to="3", sender="1", term=1, reject=True)] == sent
+
+
+@pytest.mark.parametrize(
+    ("elapsed", "probability", "exactly"),
+    [(5, 0.0, True), (10, 0.1, False), (13, 0.4, False), (15, 0.6, False), (18, 0.9, False), (20, 1.0, True)],
+)
+def test_past_the_election_timeout(elapsed: int, probability: float, exactly: bool) -> None:
+    """The timeout is drawn evenly from [ET, 2 ET - 1] (TestPastElectionTimeout)."""
+    peer = Peer("1", "1", election_ticks=10)
+    draws = 4_000
+    past = 0
+    for _ in range(draws):
+        peer.raft.become_follower(0, NO_NODE)
+        peer.raft.election_elapsed = elapsed
+        past += peer.raft.past_election_timeout()
+
+    assert probability == (past / draws if exactly else round(past / draws, 1))
+
+
+@pytest.mark.parametrize("role", Role)
+def test_everybody_steps_down_for_a_newer_term(role: Role) -> None:
+    """By a vote request without knowing the leader yet, by an append with it (TestAllServerStepdown)."""
+    last_index = 1 if role is LEADER else 0
+    peer = in_role(role)
+    peer.step(RequestVote(to="1", sender="2", term=3, last_term=3))
+    assert (FOLLOWER, 3, NO_NODE) == (*peer.state, peer.raft.leader)
+    assert last_index == peer.raft.log.last_index()
+
+    # Upstream's append claims a previous term of 3 at index 0, which no log has: here it fits the origin.
+    peer.step(AppendEntries(to="1", sender="2", term=3))
+    assert (FOLLOWER, 3, "2") == (*peer.state, peer.raft.leader)
+    assert last_index == peer.raft.log.last_index()
+
+
+@pytest.mark.parametrize(
+    ("node_id", "voters", "promotable"), [("1", "1", True), ("1", "123", True), ("1", "", False), ("1", "23", False)]
+)
+def test_only_members_campaign(node_id: str, voters: str, promotable: bool) -> None:
+    """Who is no member never campaigns (TestPromotable)."""
+    peer = Peer(node_id, voters)
+    assert promotable == peer.raft.promotable()
+
+    peer.tick(20)
+
+    assert promotable == (peer.raft.role is not FOLLOWER)
