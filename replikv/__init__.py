@@ -1,3 +1,78 @@
-"""replikv: a replicated map inside your own processes."""
+"""replikv: a replicated map inside your own processes.
+
+An application embeds a :class:`Cluster` in a trio nursery and gets a dict-like map that is the same on every peer,
+survives the loss of a minority of them, and calls back when a key changes.
+"""
+
+from replikv.cluster import Cluster
+from replikv.errors import (
+    AuthenticationError,
+    ClusterClosedError,
+    CompactedError,
+    ConfigurationError,
+    CorruptionError,
+    DataDirInUseError,
+    EncodingError,
+    InternalError,
+    LaggedError,
+    LeaseExpiredError,
+    NotLeaderError,
+    OutcomeUnknownError,
+    RemovedError,
+    ReplikvError,
+    StorageError,
+    UnavailableError,
+    ValueTooLargeError,
+    WrongClusterError,
+)
+from replikv.machine.base import StateMachine
+from replikv.peer.status import Member, Progress, Status
+from replikv.settings import Settings
+from replikv.store.change import Change
+from replikv.store.entry import ABSENT, Entry
+from replikv.store.store import Store
+from replikv.store.subscriptions import Subscription
+from replikv.transport.base import Channel, Hello, Receiver, Transport
+from replikv.transport.memory import MemoryNetwork, MemoryTransport
+from replikv.transport.tcp import TcpTransport
+
+__all__ = [
+    "ABSENT",
+    "AuthenticationError",
+    "Change",
+    "Channel",
+    "Cluster",
+    "ClusterClosedError",
+    "CompactedError",
+    "ConfigurationError",
+    "CorruptionError",
+    "DataDirInUseError",
+    "EncodingError",
+    "Entry",
+    "Hello",
+    "InternalError",
+    "LaggedError",
+    "LeaseExpiredError",
+    "Member",
+    "MemoryNetwork",
+    "MemoryTransport",
+    "NotLeaderError",
+    "OutcomeUnknownError",
+    "Progress",
+    "Receiver",
+    "RemovedError",
+    "ReplikvError",
+    "Settings",
+    "StateMachine",
+    "Status",
+    "StorageError",
+    "Store",
+    "Subscription",
+    "TcpTransport",
+    "Transport",
+    "UnavailableError",
+    "ValueTooLargeError",
+    "WrongClusterError",
+]
 
 __version__ = "0.1.0.dev0"

@@ -66,8 +66,6 @@ class Settings:
     proposals_max: int = 2048
     """Operations of this peer in flight; ``put`` waits when there are more. At most half a session's window, so that
     commands whose outcome is open can be remembered beside those in flight."""
-    reads_max: int = 65536
-    """Linearizable reads of this peer in flight; ``get`` and ``barrier`` wait when there are more."""
     outbox_bytes_max: int = 64 * MIB
     """Bytes queued for one peer's connection; frames above are dropped, and Raft sends them again."""
     apply_slice_s: float = 0.004

@@ -1,0 +1,372 @@
+"""Cluster: the floors put together behind one name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import trio
+
+from replikv.errors import ClusterClosedError, ConfigurationError
+from replikv.machine.base import StateMachine
+from replikv.peer.admission import cluster_id_of
+from replikv.peer.peer import Peer, sole_error
+from replikv.peer.status import Status
+from replikv.raft.entries import SnapshotMetadata
+from replikv.raft.membership import Membership
+from replikv.settings import Settings
+from replikv.storage.base import Identity, Storage
+from replikv.storage.disk import DiskStorage
+from replikv.storage.memory import VolatileStorage
+from replikv.store.store import Store
+from replikv.store.watch import WatchHub
+from replikv.transport.base import Transport
+from replikv.transport.memory import MemoryTransport
+from replikv.transport.tcp import TcpTransport
+
+__all__ = ["Cluster"]
+
+NODE_ID_BYTES_MAX = 128
+"""A node id in UTF-8: it stands in every handshake and in the membership."""
+
+
+class Cluster:
+    """One peer of a replicated map, inside this process.
+
+    Use it as a block, or hand ``run`` to a nursery of your own::
+
+        async with Cluster("a", members=members, data_dir="state/a") as cluster:
+            await cluster.store.put("flags/dark-mode", True)
+
+        cluster = Cluster("a")
+        await nursery.start(cluster.run)
+        ...
+        await cluster.shutdown()
+
+    The block is entered once storage is open and the transport listens. It does not wait for a leader: operations do.
+    An exception of the body leaves the block as it is. When the peer fails (its disk, say) the body is cancelled and
+    the peer's error leaves the block; as a group only when both failed.
+
+    Args:
+        node_id: the name of this peer, the same at every start. Not needed when ``data_dir`` knows it.
+        members: node id -> ``"host:port"`` of the first voters, the same ids on every peer at the first start. Later
+            starts read the membership from disk. Without it the cluster has one voter: this peer.
+        address: what the others dial; by default this peer's entry in ``members``.
+        listen: what is bound; by default ``address``.
+        join: addresses of members of a running cluster to join. Not available in this release.
+        learner: join without ever voting. Not available in this release.
+        data_dir: the directory of the log and the snapshots. Without it the peer is in memory: it forgets everything
+            when it ends, and may not come back to the others under its old id.
+        transport: how peers talk; by default TCP, or nothing at all for a lone peer without an address.
+        machine: replicated state of your own, beside the map.
+        settings: the tunables.
+
+    Raises:
+        ConfigurationError: arguments that contradict each other; when entered, also those that contradict the disk.
+    """
+
+    def __init__(
+        self,
+        node_id: str | None = None,
+        *,
+        members: Mapping[str, str] | None = None,
+        address: str | None = None,
+        listen: str | None = None,
+        join: Sequence[str] = (),
+        learner: bool = False,
+        data_dir: str | os.PathLike[str] | None = None,
+        transport: Transport | None = None,
+        machine: StateMachine | None = None,
+        settings: Settings | None = None,
+    ) -> None:
+        self._settings = settings if settings is not None else Settings()
+        self._node_id = node_id
+        self._members = dict(members) if members is not None else None
+        self._address = address
+        self._listen = listen
+        self._data_dir = Path(data_dir) if data_dir is not None else None
+        self._transport = transport
+        self._machine = machine
+        if join or learner:
+            raise ConfigurationError("join= and learner=: joining a running cluster is not available in this release")
+        self._check_arguments()
+        self._used = False
+        self._peer: Peer | None = None
+        self._hub: WatchHub | None = None
+        self._store: Store | None = None
+        # The scope that ends the peer, while it runs; and whether it has ended.
+        self._scope = trio.CancelScope()
+        self._ended = trio.Event()
+        # -- of the block --
+        self._nursery_manager: contextlib.AbstractAsyncContextManager[trio.Nursery] | None = None
+        self._failure: BaseException | None = None
+
+    def _check_arguments(self) -> None:
+        node_id, members = self._node_id, self._members
+        if node_id is None and self._data_dir is None:
+            raise ConfigurationError("node_id is missing: a peer without a data_dir to read it from needs a name")
+        if node_id is not None:
+            check_node_id(node_id)
+        if members is None:
+            return
+        if not members:
+            raise ConfigurationError("members is empty: name at least this peer, or leave members out")
+        for name, address in members.items():
+            check_node_id(name)
+            if not isinstance(address, str) or not address:
+                raise ConfigurationError(f"the address of {name!r} in members must be a str, not {address!r}")
+        if node_id is not None and node_id not in members:
+            raise ConfigurationError(f"node_id {node_id!r} is not among the members {sorted(members)}")
+        if node_id is not None and self._address is not None and self._address != members[node_id]:
+            raise ConfigurationError(
+                f"address={self._address!r} contradicts members[{node_id!r}]={members[node_id]!r}:"
+                " others dial what members says; use listen= for what to bind"
+            )
+        addresses = list(members.values())
+        if len(set(addresses)) < len(addresses):
+            raise ConfigurationError(f"two members have the same address: {members}")
+
+    # -- life ----------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a peer until ``shutdown`` is called or this is cancelled: for ``await nursery.start(cluster.run)``.
+
+        Started once storage is open and the transport listens. Ends by flushing and closing, shielded for at most
+        ``settings.shutdown_timeout_s``.
+
+        Raises what made the peer fail (StorageError, CorruptionError, DataDirInUseError, WrongClusterError), and
+        ConfigurationError for arguments that contradict the disk.
+        """
+        if self._used:
+            raise ClusterClosedError("a Cluster runs once: make a new one to start again")
+        self._used = True
+        try:
+            with self._scope:
+                storage = await self._open_storage()
+                try:
+                    peer = self._make_peer(storage)
+                except BaseException:
+                    storage.close()
+                    raise
+                await self._run_peer(peer, task_status)
+        finally:
+            self._ended.set()
+
+    async def _run_peer(self, peer: Peer, task_status: trio.TaskStatus[None]) -> None:
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(peer.run)
+                self._peer = peer
+                self._hub = WatchHub(peer)
+                self._store = Store(peer, self._hub)
+                task_status.started()
+        except BaseExceptionGroup as group:
+            raise sole_error(group) from None
+        finally:
+            if self._hub is not None:
+                self._hub.close()
+            self._peer = None
+
+    async def shutdown(self) -> None:
+        """End the peer, and return when it has: everything acknowledged is on disk, nothing of it runs any more.
+
+        Called twice, or before the start, it does nothing. Cancelled, the peer ends all the same.
+        """
+        self._scope.cancel()
+        if self._used:
+            await self._ended.wait()
+        else:
+            self._used = True
+            await trio.lowlevel.checkpoint()
+
+    async def __aenter__(self) -> Self:
+        if self._used:
+            raise ClusterClosedError("a Cluster runs once: make a new one to start again")
+        manager = self._nursery_manager = trio.open_nursery()
+        nursery = await manager.__aenter__()
+        try:
+            await nursery.start(self._run_for_block, nursery.cancel_scope)
+        except BaseException:
+            nursery.cancel_scope.cancel()
+            await self._close_nursery()
+            raise
+        if self._failure is not None:
+            await self._close_nursery()
+            raise self._failure
+        return self
+
+    async def _run_for_block(
+        self, body: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run; a failure is kept for the block's end, and cancels its body."""
+        started = _Started(task_status)
+        try:
+            await self.run(task_status=started)
+        except trio.Cancelled:
+            raise
+        except BaseException as exc:  # raised by whoever leaves the block
+            self._failure = exc
+            body.cancel()
+        started.started()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        self._scope.cancel()
+        swallowed = await self._close_nursery(kind, error, traceback)
+        if self._failure is None:
+            return swallowed
+        if error is None or isinstance(error, trio.Cancelled):
+            raise self._failure
+        if isinstance(error, Exception) and isinstance(self._failure, Exception):
+            raise ExceptionGroup("the cluster failed, and so did the block's body", [error, self._failure])
+        raise BaseExceptionGroup("the cluster failed, and so did the block's body", [error, self._failure])
+
+    async def _close_nursery(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        traceback: TracebackType | None = None,
+    ) -> bool:
+        """Wait for the peer's end. Only cancellations take part in the nursery's accounting: errors leave unwrapped."""
+        manager, self._nursery_manager = self._nursery_manager, None
+        assert manager is not None
+        if isinstance(error, trio.Cancelled):
+            return bool(await manager.__aexit__(kind, error, traceback))
+        await manager.__aexit__(None, None, None)
+        return False
+
+    # -- opening -------------------------------------------------------------------------------------------------------
+
+    async def _open_storage(self) -> Storage:
+        storage: Storage
+        if self._data_dir is None:
+            storage = VolatileStorage()
+            self._initialize(storage)
+            return storage
+        settings = self._settings
+        directory = self._data_dir
+
+        def open_disk() -> Storage:
+            disk = DiskStorage(
+                directory, segment_bytes=settings.wal_segment_bytes, snapshots_kept=settings.snapshots_kept
+            )
+            try:
+                if disk.identity is None:
+                    self._initialize(disk)
+                else:
+                    self._check_against_disk(disk.identity, directory)
+            except BaseException:
+                disk.close()
+                raise
+            return disk
+
+        return await trio.to_thread.run_sync(open_disk)
+
+    def _initialize(self, storage: Storage) -> None:
+        """The first start: draw an incarnation, and write down who this is and who votes."""
+        node_id = self._node_id
+        if node_id is None:
+            raise ConfigurationError(f"node_id is missing: {self._data_dir} is empty, so this is the first start")
+        address = self._address or (self._members[node_id] if self._members else "")
+        if self._members is None:
+            cluster_id = uuid.uuid4().hex
+        else:
+            cluster_id = cluster_id_of(self._members, self._settings.cluster_name)
+        identity = Identity(cluster_id, node_id, uuid.uuid4().hex, address, self._listen or address)
+        membership = Membership.of_voters(self._members if self._members is not None else {node_id: address})
+        storage.initialize(identity, SnapshotMetadata(0, 0, membership))
+
+    def _check_against_disk(self, identity: Identity, directory: Path) -> None:
+        """A later start: what is on disk counts, and arguments that say otherwise are a mistake."""
+        if self._node_id is not None and self._node_id != identity.node_id:
+            raise ConfigurationError(
+                f"node_id={self._node_id!r} contradicts {directory}, which belongs to {identity.node_id!r}"
+            )
+        if self._members is not None:
+            cluster_id = cluster_id_of(self._members, self._settings.cluster_name)
+            if cluster_id != identity.cluster_id:
+                raise ConfigurationError(
+                    f"members={sorted(self._members)} with cluster_name={self._settings.cluster_name!r} is cluster"
+                    f" {cluster_id}, but {directory} belongs to cluster {identity.cluster_id}:"
+                    " leave members out to go on with what is on disk"
+                )
+        address = self._address or (self._members or {}).get(identity.node_id)
+        if address is not None and address != identity.address:
+            raise ConfigurationError(
+                f"address {address!r} contradicts {directory}, whose peer is known to the others as"
+                f" {identity.address!r}: use listen= to bind something else"
+            )
+
+    def _make_peer(self, storage: Storage) -> Peer:
+        assert storage.identity is not None
+        listen = self._listen or storage.identity.listen
+        # Without an address nobody can dial this peer: it is alone, and needs no socket.
+        transport = self._transport or (TcpTransport() if listen else MemoryTransport())
+        return Peer(storage, transport, self._settings, listen=listen, machine=self._machine)
+
+    # -- use -----------------------------------------------------------------------------------------------------------
+
+    @property
+    def store(self) -> Store:
+        """The replicated map. Raises ClusterClosedError before the block is entered."""
+        if self._store is None:
+            raise ClusterClosedError("the cluster is not open yet: use it inside its 'async with' block")
+        return self._store
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this peer leads, as far as it knows. Another may have been elected since: rest nothing on it."""
+        return self._peer is not None and self._peer.is_leader
+
+    def status(self) -> Status:
+        """What this peer knows of itself and the cluster at this moment. Raises ClusterClosedError."""
+        return self._open_peer().status()
+
+    async def wait_leader(self) -> str:
+        """Return the leader's node id as soon as this peer knows of one. Raises ClusterClosedError."""
+        return await self._open_peer().wait_leader()
+
+    async def snapshot(self) -> None:
+        """Take a snapshot of this peer's state now; returns when it is durable. Taken by itself otherwise.
+
+        Cancelled, the snapshot is finished all the same. Raises ClusterClosedError.
+        """
+        await self._open_peer().snapshot()
+
+    def digest(self) -> tuple[int, str]:
+        """How many commands this replica has applied, and a SHA-256 over its whole state, in hexadecimal.
+
+        Two replicas that have applied equally many have equal digests, or one of them is damaged. O(state): for tests
+        and for a person who wants to be sure, not for a loop.
+        """
+        replica = self._open_peer().replica
+        return replica.position, replica.digest().hex()
+
+    def _open_peer(self) -> Peer:
+        if self._peer is None:
+            raise ClusterClosedError("the cluster is not open: use it inside its 'async with' block")
+        return self._peer
+
+
+def check_node_id(node_id: object) -> None:
+    """Raise ConfigurationError unless this can name a peer."""
+    if not isinstance(node_id, str) or not 1 <= len(node_id.encode(errors="replace")) <= NODE_ID_BYTES_MAX:
+        raise ConfigurationError(f"a node id must be a str of 1 to {NODE_ID_BYTES_MAX} bytes, not {node_id!r}")
+
+
+class _Started:
+    """A task status that may be told twice."""
+
+    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+        self._task_status: trio.TaskStatus[None] | None = task_status
+
+    def started(self, value: None = None) -> None:
+        task_status, self._task_status = self._task_status, None
+        if task_status is not None:
+            task_status.started(value)

@@ -1,0 +1,234 @@
+"""Everything that is replicated, as the peer sees it: sessions, the map, the application's own machine, the position.
+
+Equal logs make equal replicas, byte for byte, whatever happened locally meanwhile: snapshots, pins, trimming.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Final
+
+from replikv.errors import ConfigurationError, InternalError
+from replikv.machine.base import StateMachine
+from replikv.machine.envelope import HEADER, HEADER_BYTES, VERSION, CommandKind, Status
+from replikv.machine.history import KeyspaceRestorer
+from replikv.machine.keyspace import Keyspace
+from replikv.machine.keyvalue import KeyValue
+from replikv.machine.sessions import Sessions, SessionsRestorer
+
+__all__ = ["Replica", "Restorer"]
+
+_OK: Final = bytes([Status.OK])
+_FAILED: Final = bytes([Status.FAILED])
+_UNKNOWN_COMMAND: Final = bytes([Status.UNKNOWN_COMMAND])
+_NUMBER: Final = struct.Struct(">Q")
+_REGISTERED: Final = struct.Struct(">BQ")
+_unpack_header: Final = HEADER.unpack_from
+_MAP: Final = int(CommandKind.MAP)  # an IntEnum member costs an attribute look-up per command
+_CUSTOM: Final = int(CommandKind.CUSTOM)
+_REGISTER: Final = int(CommandKind.REGISTER)
+_SEAL: Final = int(CommandKind.SEAL)
+_NODE_ID_BYTES_MAX: Final = 1024
+
+# The first byte of a chunk says whose it is; the sections follow in this order.
+_HEAD_SECTION: Final = 1
+_SESSIONS_SECTION: Final = 2
+_MAP_SECTION: Final = 3
+_CUSTOM_SECTION: Final = 4
+_END_SECTION: Final = 5
+_HEAD: Final = struct.Struct(">BBQB")
+"""Section, version, position, 1 if there is a custom machine."""
+_END: Final = struct.Struct(">BQ")
+"""Section, number of chunks before this one."""
+_SNAPSHOT_VERSION: Final = 1
+
+
+class Replica:
+    """The replicated state of one peer. Called from one task; reads of ``keyspace`` go on between commands."""
+
+    def __init__(self, custom: StateMachine | None = None) -> None:
+        self.position = 0
+        """How many commands of the log have been applied. One with the state in every snapshot."""
+        self.sessions = Sessions()
+        self.map = KeyValue()
+        self.custom = custom
+        self._execute_map = self.map.execute
+
+    @property
+    def keyspace(self) -> Keyspace:
+        """The map's data. Another object after a restore: do not keep it across an ``await``."""
+        return self.map.keyspace
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def apply(self, command: bytes) -> bytes:
+        """Apply one encoded envelope and return its result, whose first byte is a Status.
+
+        Never raises because of what is in it, or because of the custom machine (but for MemoryError, which is no
+        result that other replicas would come to): there is a result, and the position grows.
+        """
+        self.position = position = self.position + 1
+        if len(command) < HEADER_BYTES:
+            return _FAILED + b"the command is shorter than its header"
+        version, kind, _, session_id, sequence, below = _unpack_header(command)
+        if version != VERSION:
+            return _FAILED + b"the command is of another version of replikv: upgrade this cluster"
+        execute: Callable[[bytes, int], bytes]
+        if kind == _MAP:
+            execute = self._execute_map
+        elif kind == _CUSTOM:
+            execute = self._execute_custom
+        elif kind == _REGISTER:
+            return self._register(position, session_id, sequence, command[HEADER_BYTES:])
+        elif kind == _SEAL:
+            return self._seal(position, session_id, below, command[HEADER_BYTES:])
+        else:
+            execute = _unknown_command
+        if not session_id:
+            return execute(command, HEADER_BYTES)
+        return self.sessions.answer(position, session_id, sequence, below, execute, command, HEADER_BYTES)
+
+    def apply_many(self, commands: Sequence[bytes]) -> list[bytes]:
+        """Apply the commands in order; their results."""
+        apply = self.apply
+        return [apply(command) for command in commands]
+
+    def _execute_custom(self, command: bytes, offset: int) -> bytes:
+        if self.custom is None:
+            return _UNKNOWN_COMMAND
+        try:
+            result = self.custom.apply(self.position, command[offset:])
+        except MemoryError:
+            raise
+        except Exception as exc:  # whatever it raises, it raises on every replica
+            return _FAILED + f"the state machine raised {type(exc).__qualname__}".encode()
+        if type(result) is not bytes:
+            return _FAILED + f"the state machine returned {type(result).__qualname__}, not bytes".encode()
+        return _OK + result
+
+    def _register(self, position: int, session_id: int, nonce: int, node_id: bytes) -> bytes:
+        if session_id or len(node_id) > _NODE_ID_BYTES_MAX:
+            return _FAILED + b"a registration belongs to no session, and its node id is at most 1024 bytes"
+        return _REGISTERED.pack(Status.OK, self.sessions.register(position, nonce, node_id))
+
+    def _seal(self, position: int, session_id: int, below: int, payload: bytes) -> bytes:
+        if len(payload) != _NUMBER.size:
+            return _FAILED + b"a seal names one sequence of eight bytes"
+        return self.sessions.seal(position, session_id, _NUMBER.unpack(payload)[0], below)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Iterator[bytes]:
+        """Position and all state as of this call, in chunks of a millisecond at most, whatever is applied meanwhile.
+
+        The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held.
+        """
+        head = _HEAD.pack(_HEAD_SECTION, _SNAPSHOT_VERSION, self.position, self.custom is not None)
+        sections = [(_SESSIONS_SECTION, self.sessions.snapshot()), (_MAP_SECTION, self.map.snapshot())]
+        if self.custom is not None:
+            sections.append((_CUSTOM_SECTION, self.custom.snapshot()))
+        return _chunks(head, sections)
+
+    def restorer(self) -> Restorer:
+        """Takes a snapshot chunk by chunk, and changes this replica when it is finished, at once."""
+        return Restorer(self)
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace everything by what :meth:`snapshot` gave. When it raises, this replica is as it was."""
+        restorer = self.restorer()
+        for chunk in chunks:
+            restorer.feed(chunk)
+        restorer.finish()
+
+    def digest(self) -> bytes:
+        """SHA-256 of the snapshot: equal on any two replicas at the same position. Takes as long as a snapshot."""
+        digest = hashlib.sha256()
+        for chunk in self.snapshot():
+            digest.update(_NUMBER.pack(len(chunk)))
+            digest.update(chunk)
+        return digest.digest()
+
+
+def _unknown_command(_command: bytes, _offset: int) -> bytes:
+    return _UNKNOWN_COMMAND
+
+
+def _chunks(head: bytes, sections: list[tuple[int, Iterator[bytes]]]) -> Iterator[bytes]:
+    yield head
+    count = 1
+    for section, chunks in sections:
+        prefix = bytes([section])
+        for chunk in chunks:
+            yield prefix + chunk
+            count += 1
+    yield _END.pack(_END_SECTION, count)
+
+
+class Restorer:
+    """Builds the state of a snapshot aside, one chunk at a time, each in under a millisecond.
+
+    ``finish`` swaps it in; a restorer that is dropped before has changed nothing. The chunks of a custom machine are
+    kept until then, since only the machine can read them: its ``restore`` is called by ``finish``.
+    """
+
+    def __init__(self, replica: Replica) -> None:
+        self._replica = replica
+        self._section = 0
+        """The section of the last chunk: ascending."""
+        self._chunks = 0
+        self._position = 0
+        self._has_custom = False
+        self._sessions = SessionsRestorer()
+        self._map: KeyspaceRestorer = replica.map.restorer()
+        self._custom: list[bytes] = []
+
+    def feed(self, chunk: bytes) -> None:
+        """Read one chunk.
+
+        Raises:
+            ConfigurationError: the snapshot has state of a custom machine, and this replica has no such machine.
+            InternalError: no chunk of a snapshot of this version, or not the next one.
+        """
+        section = chunk[0] if chunk else 0
+        if section < self._section or section == 0 or (self._section == 0) != (section == _HEAD_SECTION):
+            raise InternalError(f"a chunk of section {section} behind one of section {self._section} in a snapshot")
+        if section == _SESSIONS_SECTION:
+            self._sessions.feed(chunk[1:])
+        elif section == _MAP_SECTION:
+            self._map.feed(chunk[1:])
+        elif section == _CUSTOM_SECTION and self._has_custom:
+            self._custom.append(chunk[1:])
+        elif section == _HEAD_SECTION:
+            self._head(chunk)
+        elif section != _END_SECTION or self._section == _END_SECTION or chunk != _END.pack(section, self._chunks):
+            raise InternalError(f"an unexpected chunk of section {section} in a snapshot, after {self._chunks} chunks")
+        self._section = section
+        self._chunks += 1
+
+    @property
+    def complete(self) -> bool:
+        """Whether the last chunk has been read."""
+        return self._section == _END_SECTION
+
+    def finish(self) -> None:
+        """Swap it all in. When this raises, as the custom machine's ``restore`` may, nothing has changed."""
+        if not self.complete:
+            raise InternalError(f"the snapshot ends after {self._chunks} chunks, in section {self._section}")
+        replica = self._replica
+        sessions, keyspace = self._sessions.finish(), self._map.finish()
+        if self._has_custom and replica.custom is not None:
+            replica.custom.restore(iter(self._custom))
+        replica.sessions, replica.map.keyspace, replica.position = sessions, keyspace, self._position
+
+    def _head(self, chunk: bytes) -> None:
+        if len(chunk) != _HEAD.size or chunk[1] != _SNAPSHOT_VERSION:
+            raise InternalError("a snapshot of a format that this replikv does not read: upgrade it")
+        _, _, self._position, has_custom = _HEAD.unpack(chunk)
+        self._has_custom = bool(has_custom)
+        if self._has_custom and self._replica.custom is None:
+            raise ConfigurationError(
+                "the snapshot has the state of a StateMachine, but this cluster was opened without one:"
+                " give it as machine=, as the other peers do"
+            )

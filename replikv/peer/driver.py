@@ -1,0 +1,498 @@
+"""The driver: the one task that owns consensus.
+
+Everybody else puts things into its inbox and wakes it. Each turn takes all that has arrived (finished writes, frames,
+ticks), steps the core, hands over the commands that wait, packed into as few entries as they fit, takes what the core
+wants done, and applies what is committed. So consensus is paid per turn, not per command. A turn never awaits: nothing
+sees the state between two steps, and no cancellation can end one half-way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import structlog
+import trio
+
+from replikv.errors import InternalError, UnavailableError
+from replikv.machine.commands import encode_compact
+from replikv.machine.envelope import CommandKind, Envelope, pack_commands, unpack_commands
+from replikv.machine.replica import Replica
+from replikv.peer.admission import Admission
+from replikv.peer.applier import Applier
+from replikv.peer.barriers import Barriers
+from replikv.peer.persister import Persister
+from replikv.peer.proposals import Proposals
+from replikv.peer.protocol import (
+    Forwarded,
+    MalformedFrameError,
+    Refusal,
+    SnapshotHeader,
+    decode,
+    encode_forwarded,
+    encode_message,
+    encode_refusal,
+)
+from replikv.peer.snapshots import SnapshotTaker, compactable_index
+from replikv.peer.transfers import ReceivedSnapshot
+from replikv.raft.core import ProposalDroppedError
+from replikv.raft.entries import NO_NODE, Entry, SnapshotMetadata
+from replikv.raft.membership import Membership
+from replikv.raft.messages import AppendEntries, InstallSnapshot, Message
+from replikv.raft.node import RawNode
+from replikv.raft.roles import Role
+from replikv.settings import Settings
+from replikv.storage.base import Storage
+from replikv.transport.base import Transport
+
+__all__ = ["Driver"]
+
+
+class Batch(NamedTuple):
+    """Packed commands of one source, and what to do when the core does not take them."""
+
+    commands: bytes
+    dropped: Callable[[], None]
+
+
+class Driver:
+    """Consensus, storage, transport and replica of one peer, turn by turn."""
+
+    def __init__(
+        self,
+        *,
+        node_id: str,
+        settings: Settings,
+        node: RawNode,
+        storage: Storage,
+        transport: Transport,
+        replica: Replica,
+        admission: Admission,
+        proposals: Proposals,
+        send_snapshot: Callable[[str, int, int], None],
+        membership_changed: Callable[[Membership], None],
+    ) -> None:
+        self.node_id = node_id
+        self.settings = settings
+        self.node = node
+        self.replica = replica
+        self.admission = admission
+        self.proposals = proposals
+        self.barriers = Barriers()
+        self.persister = Persister(storage, self.wake)
+        self.snapshot_lock = trio.Lock()
+        self.taker = SnapshotTaker(storage, settings, self.snapshot_lock, self._snapshot_taken)
+        snapshot = storage.image.snapshot()
+        self.applier = Applier(replica, snapshot.index, snapshot.term, self.proposals.applied, self._apply_membership)
+        self.listeners: list[Callable[[], None]] = []
+        """Called after commands were applied or a snapshot was installed."""
+        self.leader_changed = trio.Event()
+        """Set, and replaced by a new one, whenever the leader or the term has changed."""
+        self.snapshot_taken = trio.Event()
+        """Set, and replaced by a new one, whenever a snapshot of the own state has become durable."""
+        self.snapshot_wanted = False
+        """Whether to take a snapshot at the next chance, due or not."""
+        self.ticks = 0
+        self._storage = storage
+        self._image = storage.image
+        self._transport = transport
+        self._send_snapshot = send_snapshot
+        self._membership_changed = membership_changed
+        self._woken = trio.Event()
+        # -- the inbox --
+        self._frames: list[tuple[str, bytes]] = []
+        self._received: list[ReceivedSnapshot] = []
+        self._ticks_due = 0
+        # Batches that others forwarded to us, to be proposed in this turn.
+        self._forwarded: list[Batch] = []
+        # -- under way --
+        # The snapshot that the core has taken and that is on its way into the log.
+        self._installing: ReceivedSnapshot | None = None
+        # The number of the last batch forwarded, and those that may yet be refused: number -> give back.
+        self._batch = 0
+        self._outstanding: dict[int, tuple[int, Callable[[], None]]] = {}
+        # No command is handed over before this tick: the last try was refused or could not be sent.
+        self._hold_until_ticks = 0
+        # The history floor that was proposed last.
+        self._floor_proposed = 0
+        # What was applied since the last snapshot was begun.
+        self._log_bytes = 0
+        self._log_entries = 0
+        # (term, leader) as of the last turn.
+        self._route = (node.raft.term, node.raft.leader)
+        self._role = node.raft.role
+        self._log = structlog.get_logger(component="driver").bind(node=node_id)
+
+    # -- the inbox -----------------------------------------------------------------------------------------------------
+
+    def wake(self) -> None:
+        """Have a turn soon."""
+        self._woken.set()
+
+    def receive(self, sender: str, frame: bytes) -> None:
+        """A frame has arrived."""
+        self._frames.append((sender, frame))
+        self._woken.set()
+
+    def tick(self) -> None:
+        """A heartbeat interval has passed."""
+        self._ticks_due = 1  # after a pause, one tick: time that nobody could use must not start an election
+        self._woken.set()
+
+    def install(self, received: ReceivedSnapshot) -> None:
+        """A snapshot was received and is durable."""
+        self._received.append(received)
+        self._woken.set()
+
+    def connected(self, node_id: str) -> None:
+        """Frames to the node get through again: what was lost before goes again."""
+        if node_id == self.node.raft.leader:
+            self._hand_all_again()
+        self._woken.set()
+
+    def disconnected(self, node_id: str) -> None:
+        """Frames to the node may have been lost."""
+        self.node.report_unreachable(node_id)
+        self._woken.set()
+
+    def snapshot_sent(self, node_id: str, failed: bool) -> None:
+        """An attempt to send a snapshot is over."""
+        self.node.report_snapshot(node_id, failed=failed)
+        self._woken.set()
+
+    # -- turns ---------------------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Turn after turn until cancelled. Raises InternalError when an invariant breaks."""
+        while True:
+            await self._woken.wait()
+            self._woken = trio.Event()
+            self._turn()
+
+    def _turn(self) -> None:
+        self._take_frames()
+        self._take_received_snapshots()
+        if self._ticks_due:
+            self._ticks_due = 0
+            self._tick()
+        self._note_route()
+        self._hand_over()
+        self._begin_reads()
+        self._work()
+        self._note_route()
+        self._apply()
+        self._begin_snapshot()
+
+    def _take_frames(self) -> None:
+        frames, self._frames = self._frames, []
+        for sender, frame in frames:
+            try:
+                content = decode(frame, sender, self.node_id)
+            except MalformedFrameError as exc:
+                self._log.warning("malformed frame", sender=sender, reason=str(exc))
+                continue
+            if isinstance(content, Message):
+                self.node.step(content)
+            elif isinstance(content, Forwarded):
+                self._take_forwarded(sender, content)
+            elif isinstance(content, Refusal):
+                self._take_refusal(content)
+            elif isinstance(content, SnapshotHeader):
+                self._log.warning("malformed frame", sender=sender, reason="a snapshot belongs on a channel")
+
+    def _tick(self) -> None:
+        self.ticks += 1
+        self.node.tick()
+        now = trio.current_time()
+        self.proposals.expire(now, self._unavailable, self._why_unanswered)
+        self.barriers.expire(now, self._unavailable)
+        election_ticks = self.settings.election_ticks
+        self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
+        self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
+        overdue = self.ticks - 4 * election_ticks
+        for batch in [number for number, (ticks, _) in self._outstanding.items() if ticks < overdue]:
+            del self._outstanding[batch]
+        if self.node.raft.role is Role.LEADER:
+            self._bind_incarnations()
+
+    def _note_route(self) -> None:
+        raft = self.node.raft
+        route = (raft.term, raft.leader)
+        if route == self._route and raft.role is self._role:
+            return
+        if raft.role is not self._role and Role.LEADER in (raft.role, self._role):
+            self._log.info("leadership", role=str(raft.role), term=raft.term)
+        elif raft.leader not in (NO_NODE, self.node_id):
+            self._log.info("leader", leader=raft.leader, term=raft.term)
+        self._role = raft.role
+        if route != self._route:
+            self._route = route
+            self._floor_proposed = 0
+            self._hold_until_ticks = 0
+            self._hand_all_again()
+            changed, self.leader_changed = self.leader_changed, trio.Event()
+            changed.set()
+
+    def _hand_all_again(self) -> None:
+        self.proposals.hand_all_again()
+        self.barriers.give_up_rounds()
+        self._outstanding.clear()
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _hand_over(self) -> None:
+        leader = self.node.raft.leader
+        if leader == self.node_id:
+            self._propose()
+        elif leader != NO_NODE and self.proposals.waiting and self.ticks >= self._hold_until_ticks:
+            self._forward(leader)
+
+    def _own_batch(self) -> Batch | None:
+        """What this peer's tasks want done, as much as fits an entry."""
+        registration = self.proposals.take_registration(self.ticks)
+        if registration is not None:
+            return Batch(pack_commands([registration]), self.proposals.registration_lost)
+        taken = self.proposals.take(self.ticks, self.settings.entry_bytes_max - self.settings.command_bytes_max)
+        if not taken:
+            return None
+        return Batch(pack_commands([p.data for p in taken]), lambda: self.proposals.give_back(taken))
+
+    def _propose(self) -> None:
+        batches, self._forwarded = self._forwarded, []
+        if (floor := self._floor_command()) is not None:
+            batches.append(floor)
+        if self.ticks >= self._hold_until_ticks:
+            while self.proposals.waiting and (own := self._own_batch()) is not None:
+                batches.append(own)
+        entry: list[Batch] = []
+        size = 0
+        for batch in batches:
+            if entry and size + len(batch.commands) > self.settings.entry_bytes_max:
+                self._propose_entry(entry)
+                entry, size = [], 0
+            entry.append(batch)
+            size += len(batch.commands)
+        if entry:
+            self._propose_entry(entry)
+
+    def _propose_entry(self, batches: list[Batch]) -> None:
+        try:
+            self.node.propose(b"".join(batch.commands for batch in batches))
+        except ProposalDroppedError:
+            self._hold_until_ticks = self.ticks + 1
+            for batch in batches:
+                batch.dropped()
+
+    def _forward(self, leader: str) -> None:
+        while self.proposals.waiting and (own := self._own_batch()) is not None:
+            self._batch += 1
+            if not self._transport.send(leader, encode_forwarded(self._batch, own.commands)):
+                own.dropped()
+                self._hold_until_ticks = self.ticks + 1
+                return
+            self._outstanding[self._batch] = (self.ticks, own.dropped)
+
+    def _take_forwarded(self, sender: str, forwarded: Forwarded) -> None:
+        try:
+            unpack_commands(forwarded.commands)
+        except InternalError as exc:
+            self._log.warning("malformed frame", sender=sender, reason=str(exc))
+            return
+
+        def refuse() -> None:
+            self._transport.send(sender, encode_refusal(forwarded.batch, self.node.raft.leader))
+
+        if self.node.raft.role is Role.LEADER:
+            self._forwarded.append(Batch(forwarded.commands, refuse))
+        else:
+            refuse()
+
+    def _take_refusal(self, refusal: Refusal) -> None:
+        found = self._outstanding.pop(refusal.batch, None)
+        if found is not None:
+            found[1]()
+            self._hold_until_ticks = self.ticks + 1
+
+    def _floor_command(self) -> Batch | None:
+        """The leader's command that moves the history floor, when the history has grown past its limits.
+
+        It is harmless when repeated, and so needs no session.
+        """
+        keyspace = self.replica.keyspace
+        floor = keyspace.floor_for(
+            revisions_max=self.settings.history_revisions, bytes_max=self.settings.history_bytes_max
+        )
+        # A tenth of slack: one command for many revisions.
+        slack = self.settings.history_revisions // 10
+        if floor <= max(keyspace.floor, self._floor_proposed) + slack:
+            return None
+        self._floor_proposed = floor
+        command = Envelope(CommandKind.MAP, 0, 0, 0, encode_compact(floor)).encode()
+
+        def dropped() -> None:
+            self._floor_proposed = 0
+
+        return Batch(pack_commands([command]), dropped)
+
+    def _bind_incarnations(self) -> None:
+        raft = self.node.raft
+        if raft.pending_membership_index > raft.log.applied or raft.log.committed < raft.pending_membership_index:
+            return
+        change = self.admission.unbound()
+        if change is not None:
+            try:
+                self.node.propose_membership(change)
+            except ProposalDroppedError:
+                return
+
+    # -- reads ---------------------------------------------------------------------------------------------------------
+
+    def _begin_reads(self) -> None:
+        if self.node.raft.leader == NO_NODE:
+            return
+        context = self.barriers.begin_round(self.ticks)
+        if context is not None:
+            self.node.read_index(context)
+
+    # -- what the core wants done --------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Do what the core wants done, until it wants nothing more."""
+        self._take_completed()
+        while self.node.has_ready():
+            ready = self.node.ready()
+            for message in ready.messages:
+                self._send(message)
+            for read in ready.reads:
+                self.barriers.confirm(read.context, read.index)
+            self.applier.add(ready.committed)
+            if ready.write is not None:
+                self.persister.submit(ready.write)
+            self._take_completed()
+
+    def _take_completed(self) -> None:
+        completed = self.persister.completed
+        if not completed:
+            return
+        self.persister.completed = []
+        for write in completed:
+            self._image.apply(write)
+            outgoing = self.node.persisted(write)
+            if write.snapshot is not None:
+                self._finish_install(write.snapshot)
+            for message in outgoing:
+                self._send(message)
+
+    def _send(self, message: Message) -> None:
+        if isinstance(message, InstallSnapshot):
+            self._send_snapshot(message.to, message.term, message.snapshot.index)
+        elif not self._transport.send(message.to, encode_message(message)) and isinstance(message, AppendEntries):
+            self.node.report_unreachable(message.to)
+
+    # -- applying ------------------------------------------------------------------------------------------------------
+
+    def _apply(self) -> None:
+        if self.applier.behind:
+            done = self.applier.apply(trio.current_time() + self.settings.apply_slice_s, trio.current_time)
+            self.node.applied(done)
+            self._log_bytes += sum(entry.size for entry in done)
+            self._log_entries += len(done)
+            for listener in self.listeners:
+                listener()
+            if self.applier.behind or self.node.has_ready():
+                self._woken.set()
+        self.barriers.release(self.applier.index)
+
+    def _apply_membership(self, entry: Entry) -> None:
+        self._set_membership(self.node.apply_membership(entry))
+        self._log.debug("membership", index=entry.index)
+
+    def _set_membership(self, membership: Membership) -> None:
+        self.admission.membership = membership
+        self._membership_changed(membership)
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def _begin_snapshot(self) -> None:
+        if not self.applier.at_boundary or self.taker.busy or self._installing is not None:
+            return
+        if self.snapshot_wanted or self.taker.due(self._log_bytes, self._log_entries):
+            self.snapshot_wanted = False
+            self._log_bytes = self._log_entries = 0
+            metadata = SnapshotMetadata(self.applier.index, self.applier.term, self.admission.membership)
+            self.taker.begin(metadata, self.replica.snapshot())
+
+    def _snapshot_taken(self, metadata: SnapshotMetadata) -> None:
+        self._image.record_snapshot(metadata)
+        index = compactable_index(self._image, self.settings)
+        if index >= self._image.first_index():
+            self._image.compact(index)
+            self.persister.release(index)
+        taken, self.snapshot_taken = self.snapshot_taken, trio.Event()
+        taken.set()
+
+    def _take_received_snapshots(self) -> None:
+        received, self._received = self._received, []
+        for snapshot in received:
+            metadata = snapshot.metadata
+            self.node.step(
+                InstallSnapshot(to=self.node_id, sender=snapshot.sender, term=snapshot.term, snapshot=metadata)
+            )
+            if self.node.raft.log.unstable.snapshot == metadata and self._installing is None:
+                self._installing = snapshot
+            else:
+                snapshot.done.set()  # the log had caught up meanwhile
+
+    def _finish_install(self, metadata: SnapshotMetadata) -> None:
+        installing, self._installing = self._installing, None
+        if installing is None or installing.metadata != metadata:
+            raise InternalError(f"a snapshot at {metadata.index} is in the log, but its state is not at hand")
+        installing.restorer.finish()
+        self.applier.installed(metadata.index, metadata.term)
+        self.node.installed(metadata.index)
+        self._set_membership(metadata.membership)
+        self._log_bytes = self._log_entries = 0
+        self.proposals.find_in(self.replica.sessions)
+        self.persister.release(metadata.index)
+        for listener in self.listeners:
+            listener()
+        installing.done.set()
+        self._log.info("snapshot installed", index=metadata.index, term=metadata.term, sender=installing.sender)
+
+    # -- why not -------------------------------------------------------------------------------------------------------
+
+    def _unavailable(self) -> Exception:
+        return UnavailableError(
+            f"not applied within {self.settings.request_timeout_s} s: {self.why()};"
+            " nothing was changed, so it is safe to try again"
+        )
+
+    def _why_unanswered(self) -> str:
+        return f"no answer within {self.settings.request_timeout_s} s: {self.why()}"
+
+    def why(self) -> str:
+        """Why nothing gets done, as far as this peer knows."""
+        missing = self.missing()
+        raft = self.node.raft
+        voters = self.admission.membership.voters
+        absent = f"{len(missing)} of {len(voters)} voters cannot be reached from {self.node_id}: {', '.join(missing)}"
+        if self.persister.full:
+            return f"the disk of {self.node_id} is full"
+        if raft.leader == NO_NODE:
+            return f"no leader; {absent}" if missing else "no leader yet: an election is under way"
+        if missing:
+            return f"{raft.leader} leads, as far as {self.node_id} knows; {absent}"
+        return f"{raft.leader} leads and every voter is connected: the cluster is slower than the load"
+
+    def missing(self) -> list[str]:
+        """The voters that this peer has no connection to, or, as the leader, has not heard from lately."""
+        statistics = self._transport.statistics()
+        raft = self.node.raft
+        absent = []
+        for node_id in sorted(self.admission.membership.voters - {self.node_id}):
+            connected = node_id in statistics and bool(statistics[node_id]["connected"])
+            progress = raft.tracker.progress.get(node_id)
+            silent = raft.role is Role.LEADER and progress is not None and not progress.recent_active
+            if silent or not connected:
+                absent.append(node_id)
+        return absent

@@ -1,0 +1,337 @@
+"""One peer: its parts wired together, started and stopped."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from types import MappingProxyType
+
+import structlog
+import trio
+
+from replikv.errors import ClusterClosedError, ConfigurationError, WrongClusterError
+from replikv.machine.base import StateMachine
+from replikv.machine.replica import Replica
+from replikv.peer.admission import Admission, Refused
+from replikv.peer.driver import Driver
+from replikv.peer.proposals import Proposals
+from replikv.peer.snapshots import blocking
+from replikv.peer.status import Member, Progress, Status
+from replikv.peer.transfers import SnapshotReceiver, SnapshotSender
+from replikv.raft.core import Config
+from replikv.raft.membership import Membership
+from replikv.raft.node import RawNode
+from replikv.raft.roles import Role
+from replikv.settings import Settings
+from replikv.storage.base import Storage
+from replikv.transport.base import Channel, Hello, Transport
+
+__all__ = ["Peer", "sole_error"]
+
+RESTORE_SLICE_S = 0.005
+"""How long a replica is rebuilt from disk before other tasks get their turn."""
+
+
+class Peer:
+    """A peer of the cluster: implements the transport's Receiver and the store's Replicator."""
+
+    def __init__(
+        self,
+        storage: Storage,
+        transport: Transport,
+        settings: Settings,
+        *,
+        listen: str,
+        machine: StateMachine | None = None,
+        randomness: random.Random | None = None,
+    ) -> None:
+        if storage.identity is None:
+            raise ConfigurationError("the storage has no identity: initialize it first")
+        self.identity = storage.identity
+        self.settings = settings
+        self.replica = Replica(machine)
+        self._storage = storage
+        self._transport = transport
+        self._listen = listen
+        self._random = randomness or random.Random()  # noqa: S311  # timeouts and nonces, no secrets
+        membership = storage.image.snapshot().membership
+        self._admission = Admission(self.identity, membership)
+        # Set before the transport calls us, and for good.
+        self._driver: Driver
+        # None unless the peer is running.
+        self._nursery: trio.Nursery | None = None
+        self._sender = SnapshotSender(storage, transport, settings, self._snapshot_sent)
+        self._receiver: SnapshotReceiver
+        # The sentence of whoever will not have us back, and that there is one.
+        self._refusal = ""
+        self._refused = trio.Event()
+        self._log = structlog.get_logger(component="peer").bind(node=self.identity.node_id)
+
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be a peer until cancelled; started once the replica is rebuilt from disk and the transport listens.
+
+        On the way out everything that is queued for the disk is written and the storage is closed; tasks that still
+        wait for an answer get ClusterClosedError.
+
+        Raises what made the peer fail: StorageError, WrongClusterError, OSError of the address to bind, InternalError.
+        """
+        try:
+            await self._restore()
+            await self._run_parts(task_status)
+        except BaseExceptionGroup as group:
+            raise sole_error(group) from None
+        finally:
+            with trio.CancelScope(shield=True):
+                await blocking(self._storage, self._storage.close)
+
+    async def _run_parts(self, task_status: trio.TaskStatus[None]) -> None:
+        driver = self._driver
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            try:
+                await nursery.start(driver.persister.run)
+                nursery.start_soon(driver.run)
+                nursery.start_soon(driver.taker.run)
+                nursery.start_soon(self._tick)
+                nursery.start_soon(self._fail_when_refused)
+                self._set_peers(self._admission.membership)
+                await nursery.start(self._run_transport)
+                if self._admission.membership.voters == {self.identity.node_id}:
+                    driver.node.campaign()  # nobody else can lead: why wait for him
+                driver.wake()
+                task_status.started()
+                await trio.sleep_forever()
+            finally:
+                self._nursery = None
+                driver.proposals.fail_all(self._closed_error, "the cluster was closed before an answer came")
+                driver.barriers.fail_all(self._closed_error)
+
+    async def _restore(self) -> None:
+        """Rebuild the replica from the newest snapshot, a slice at a time, and put the parts together."""
+        image = self._storage.image
+        snapshot = image.snapshot()
+        if snapshot.index > 0:
+            await self._restore_replica(snapshot.index)
+        self._driver = Driver(
+            node_id=self.identity.node_id,
+            settings=self.settings,
+            node=RawNode(self._config(snapshot.index), image, self._random),
+            storage=self._storage,
+            transport=self._transport,
+            replica=self.replica,
+            admission=self._admission,
+            proposals=Proposals(self.identity.node_id, self.settings.proposals_max, self._random),
+            send_snapshot=self._send_snapshot,
+            membership_changed=self._set_peers,
+        )
+        self._receiver = SnapshotReceiver(self._storage, self.replica, self._driver.snapshot_lock, self._driver.install)
+
+    async def _restore_replica(self, index: int) -> None:
+        restorer = self.replica.restorer()
+        with self._storage.open_snapshot(index) as (_, chunks):
+            slice_end = trio.current_time() + RESTORE_SLICE_S
+            for chunk in chunks:
+                restorer.feed(chunk)
+                if trio.current_time() >= slice_end:
+                    await trio.lowlevel.checkpoint()
+                    slice_end = trio.current_time() + RESTORE_SLICE_S
+        restorer.finish()
+
+    def _config(self, applied: int) -> Config:
+        settings = self.settings
+        return Config(
+            node_id=self.identity.node_id,
+            election_ticks=settings.election_ticks,
+            pre_vote=True,
+            check_quorum=True,
+            message_bytes_max=settings.message_bytes_max,
+            uncommitted_bytes_max=settings.uncommitted_bytes_max,
+            inflight_messages_max=settings.inflight_messages_max,
+            inflight_bytes_max=settings.inflight_bytes_max,
+            applied=applied,
+        )
+
+    async def _run_transport(self, *, task_status: trio.TaskStatus[str]) -> None:
+        await self._transport.run(
+            self, listen=self._listen or self.identity.node_id, settings=self.settings, task_status=task_status
+        )
+
+    async def _tick(self) -> None:
+        while True:
+            await trio.sleep(self.settings.heartbeat_interval_s)
+            self._driver.tick()
+
+    async def _fail_when_refused(self) -> None:
+        await self._refused.wait()
+        raise WrongClusterError(self._refusal)
+
+    def _set_peers(self, membership: Membership) -> None:
+        for node_id, record in membership.members.items():
+            if node_id != self.identity.node_id:
+                self._transport.set_peer(node_id, record.address)
+
+    # -- the transport's receiver --------------------------------------------------------------------------------------
+
+    def hello(self) -> Hello:
+        """As :meth:`Receiver.hello`."""
+        return self._admission.hello()
+
+    def admit(self, hello: Hello) -> str | None:
+        """As :meth:`Receiver.admit`."""
+        reason = self._admission.admit(hello)
+        if reason is not None:
+            self._log.warning("peer refused", peer=hello.node_id, reason=reason)
+        return reason
+
+    def receive(self, node_id: str, frame: bytes) -> None:
+        """As :meth:`Receiver.receive`."""
+        self._driver.receive(node_id, frame)
+
+    def connected(self, node_id: str) -> None:
+        """As :meth:`Receiver.connected`."""
+        self._driver.connected(node_id)
+
+    def disconnected(self, node_id: str) -> None:
+        """As :meth:`Receiver.disconnected`."""
+        self._driver.disconnected(node_id)
+
+    def refused(self, node_id: str, reason: str) -> None:
+        """As :meth:`Receiver.refused`. A lost disk is the end of this peer; anything else may mend itself."""
+        self._log.warning("refused", peer=node_id, reason=reason)
+        if reason.startswith(Refused.INCARNATION) and not self._refused.is_set():
+            self._refusal = f"{node_id} refused {self.identity.node_id}: {reason}"
+            self._refused.set()
+
+    async def serve_channel(self, node_id: str, channel: Channel) -> None:
+        """As :meth:`Receiver.serve_channel`: a snapshot comes in."""
+        await self._receiver.receive(node_id, channel, self.identity.node_id)
+
+    def _send_snapshot(self, node_id: str, term: int, index: int) -> None:
+        if self._nursery is not None:
+            self._nursery.start_soon(self._sender.send, node_id, term, index)
+
+    def _snapshot_sent(self, node_id: str, failed: bool) -> None:
+        self._driver.snapshot_sent(node_id, failed)
+
+    # -- the store's replicator ----------------------------------------------------------------------------------------
+
+    def check_open(self) -> None:
+        """As :meth:`Replicator.check_open`."""
+        if self._nursery is None:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClusterClosedError:
+        return ClusterClosedError(
+            f"the cluster of {self.identity.node_id} is not open:"
+            " use it inside its 'async with' block, or while its run() is running"
+        )
+
+    async def propose(self, kind: int, payload: bytes) -> bytes:
+        """As :meth:`Replicator.propose`."""
+        if self._nursery is None:
+            raise self._closed_error()
+        driver = self._driver
+        driver.wake()
+        return await driver.proposals.submit(kind, payload, trio.current_time() + self.settings.request_timeout_s)
+
+    async def barrier(self) -> None:
+        """As :meth:`Replicator.barrier`."""
+        if self._nursery is None:
+            raise self._closed_error()
+        driver = self._driver
+        driver.wake()
+        await driver.barriers.wait(trio.current_time() + self.settings.request_timeout_s)
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """As :meth:`Replicator.add_listener`."""
+        self._driver.listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """As :meth:`Replicator.remove_listener`."""
+        self._driver.listeners.remove(listener)
+
+    def start_soon(self, task: Callable[[], Awaitable[None]], name: str) -> None:
+        """As :meth:`Replicator.start_soon`."""
+        self.check_open()
+        assert self._nursery is not None
+        self._nursery.start_soon(task, name=name)
+
+    # -- what is known -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this peer leads, as far as it knows: another may have been elected since."""
+        return self._nursery is not None and self._driver.node.raft.role is Role.LEADER
+
+    async def wait_leader(self) -> str:
+        """Return the node id of the leader as soon as one is known. Cancelling it leaves nothing behind."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            self.check_open()
+            driver = self._driver
+            if driver.node.raft.leader:
+                return driver.node.raft.leader
+            await driver.leader_changed.wait()
+
+    async def snapshot(self) -> None:
+        """Take a snapshot of this peer's state, and return when it is durable. Cancelling does not undo it."""
+        self.check_open()
+        driver = self._driver
+        wanted = driver.applier.index
+        driver.snapshot_wanted = True
+        driver.wake()
+        while self._storage.image.snapshot().index < wanted:
+            await driver.snapshot_taken.wait()
+        await trio.lowlevel.checkpoint()
+
+    def status(self) -> Status:
+        """What this peer knows at this moment."""
+        self.check_open()
+        driver = self._driver
+        raft = driver.node.raft
+        membership = self._admission.membership
+        leading = raft.role is Role.LEADER
+        return Status(
+            node_id=self.identity.node_id,
+            cluster_id=self.identity.cluster_id,
+            role=str(raft.role),
+            term=raft.term,
+            leader=raft.leader or None,
+            commit_index=raft.log.committed,
+            applied_index=driver.applier.index,
+            first_index=raft.log.first_index(),
+            last_index=raft.log.last_index(),
+            members=MappingProxyType(
+                {
+                    node_id: Member(record.address, "voter" if membership.is_voter(node_id) else "learner")
+                    for node_id, record in membership.members.items()
+                }
+            ),
+            progress=MappingProxyType(
+                {
+                    node_id: Progress(
+                        progress.match, progress.next, progress.state.name.lower(), progress.recent_active
+                    )
+                    for node_id, progress in raft.tracker.progress.items()
+                    if leading and node_id != self.identity.node_id
+                }
+            ),
+        )
+
+
+def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The one error of a group that is not a cancellation; the group itself when there are several, or none."""
+    errors = leaves(group)
+    failures = [error for error in errors if not isinstance(error, trio.Cancelled)]
+    if len(failures) == 1:
+        return failures[0]
+    return errors[0] if len(errors) == 1 else group
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group, however deep."""
+    if not isinstance(error, BaseExceptionGroup):
+        return [error]
+    return [leaf for inner in error.exceptions for leaf in leaves(inner)]

@@ -1,0 +1,327 @@
+"""This peer's commands on their way through the log: exactly-once, in order, bounded, each with an answer.
+
+A command is *queued* until it is handed over (appended to the own log as the leader, or forwarded to it), *handed*
+until its result is known here, and *unsettled* when its caller has gone before that. The session's acknowledged-below
+mark is the lowest sequence that is handed or unsettled: results that somebody may still ask for are kept by every
+replica (thesis 6.3), and no more than half a window of the forgotten kind.
+
+Handing over again is always sound: a replica applies a sequence once. So whenever a command may have been lost (the
+leader changed, a connection broke, a batch was refused, an answer is overdue) it is simply handed over again, until
+its time is up.
+"""
+
+from __future__ import annotations
+
+import random
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import outcome
+import trio
+
+from replikv.errors import InternalError, OutcomeUnknownError
+from replikv.machine.envelope import CommandKind, Envelope, Status
+from replikv.machine.sessions import WINDOW, Sessions
+
+__all__ = ["Proposal", "Proposals"]
+
+_SESSION_AND_SEQUENCE: Final = struct.Struct(">QQ")
+_SESSION_AT: Final = 4  # where session and sequence stand in the envelope
+UNSETTLED_MAX: Final = WINDOW // 2
+
+
+class Proposal:
+    """One command of a task that waits for its result."""
+
+    __slots__ = ("attempts", "data", "deadline", "handed_ticks", "kind", "payload", "sequence", "task")
+
+    def __init__(self, kind: int, payload: bytes, task: trio.lowlevel.Task, deadline: float) -> None:
+        self.kind = kind
+        self.payload = payload
+        # None when the caller has gone.
+        self.task: trio.lowlevel.Task | None = task
+        self.deadline = deadline
+        # 0 until it is handed over for the first time.
+        self.sequence = 0
+        self.data = b""
+        # How often it was handed over, less the times it surely was not taken: 0 means surely not applied.
+        self.attempts = 0
+        self.handed_ticks = 0
+
+
+class Proposals:
+    """The session of this peer and the commands in it.
+
+    Invariants: sequences are handed out from 1 upwards, once each; ``low`` is the lowest sequence that is in ``handed``
+    or ``unsettled`` (or the next one); ``next_sequence - low`` never exceeds the window; deadlines in ``queue`` and in
+    ``handed`` ascend.
+    """
+
+    def __init__(self, node_id: str, in_flight_max: int, randomness: random.Random) -> None:
+        self._node_id = node_id
+        self._in_flight_max = min(in_flight_max, UNSETTLED_MAX)
+        self._random = randomness
+        self._queue: deque[Proposal] = deque()
+        self._handed: dict[int, Proposal] = {}
+        # Commands to hand over once more, before new ones.
+        self._again: deque[Proposal] = deque()
+        self._unsettled: dict[int, None] = {}
+        # The position at which the session was registered; 0 without one.
+        self.session = 0
+        self._session_bytes = b""
+        self._nonce = randomness.getrandbits(63)
+        self._registration_handed_ticks: int | None = None
+        self._next_sequence = 1
+        self._low = 1
+
+    # -- the caller's --------------------------------------------------------------------------------------------------
+
+    async def submit(self, kind: int, payload: bytes, deadline: float) -> bytes:
+        """Queue a command and wait for its result. The driver must be woken before.
+
+        Cancelled before it was handed over, it never will be; after that it may be applied, once.
+        """
+        proposal = Proposal(kind, payload, trio.lowlevel.current_task(), deadline)
+        self._queue.append(proposal)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            proposal.task = None
+            if proposal.sequence:
+                self._leave_unsettled(proposal)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        result: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
+        return result
+
+    # -- handing over --------------------------------------------------------------------------------------------------
+
+    def take(self, now_ticks: int, bytes_max: int) -> list[Proposal]:
+        """What to hand over now, each with its encoded ``data``: what must go again first, then what is new.
+
+        Bounded by ``bytes_max`` of data (one is always let through), by the window and by the limit in flight. Without
+        a session nothing is taken: see :meth:`take_registration`.
+        """
+        taken: list[Proposal] = []
+        if not self.session:
+            return taken
+        size = 0
+        again = self._again
+        while again and size < bytes_max:
+            proposal = again.popleft()
+            if proposal.task is not None and proposal.sequence in self._handed:
+                size += len(proposal.data)
+                taken.append(proposal)
+        handed, queue = self._handed, self._queue
+        low = self._advance_low()
+        sequence = self._next_sequence
+        end = low + WINDOW
+        room = self._in_flight_max - len(handed)
+        while queue and size < bytes_max and sequence < end and room > 0:
+            proposal = queue.popleft()
+            if proposal.task is None:
+                continue
+            proposal.sequence = sequence
+            proposal.data = Envelope(proposal.kind, self.session, sequence, low, proposal.payload).encode()
+            proposal.payload = b""
+            handed[sequence] = proposal
+            size += len(proposal.data)
+            taken.append(proposal)
+            sequence += 1
+            room -= 1
+        self._next_sequence = sequence
+        for proposal in taken:
+            proposal.attempts += 1
+            proposal.handed_ticks = now_ticks
+        return taken
+
+    def take_registration(self, now_ticks: int) -> bytes | None:
+        """The command that registers this peer's session, unless there is one or it is on its way."""
+        if self.session or self._registration_handed_ticks is not None:
+            return None
+        self._registration_handed_ticks = now_ticks
+        return Envelope(CommandKind.REGISTER, 0, self._nonce, 0, self._node_id.encode()).encode()
+
+    def give_back(self, proposals: Sequence[Proposal]) -> None:
+        """These surely were not taken by whom they were handed to: they go again, and this attempt does not count."""
+        for proposal in proposals:
+            if proposal.sequence in self._handed:
+                proposal.attempts -= 1
+        self._again.extend(proposals)
+
+    def registration_lost(self) -> None:
+        """The registration was not taken, or its answer is overdue."""
+        self._registration_handed_ticks = None
+
+    def hand_all_again(self) -> None:
+        """The leader has changed, or the way to it: whatever is under way may be lost."""
+        self._again = deque(self._handed.values())
+        self._registration_handed_ticks = None
+
+    def hand_overdue_again(self, before_ticks: int) -> None:
+        """What was handed over before that tick and has no answer yet goes again."""
+        first = next(iter(self._handed.values()), None)
+        if first is not None and first.handed_ticks < before_ticks and not self._again:
+            self._again = deque(p for p in self._handed.values() if p.handed_ticks < before_ticks)
+        if self._registration_handed_ticks is not None and self._registration_handed_ticks < before_ticks:
+            self._registration_handed_ticks = None
+
+    @property
+    def waiting(self) -> bool:
+        """Whether anything could be handed over now."""
+        if not self.session:
+            return self._registration_handed_ticks is None
+        return bool(self._again) or (bool(self._queue) and len(self._handed) < self._in_flight_max)
+
+    @property
+    def in_flight(self) -> int:
+        """Commands handed over and without an answer."""
+        return len(self._handed)
+
+    # -- answers -------------------------------------------------------------------------------------------------------
+
+    def applied(self, commands: Sequence[bytes], results: Sequence[bytes]) -> None:
+        """The replica has applied these commands of the log; those of this session are answered."""
+        if not self.session:
+            self._find_registration(commands, results)
+            return
+        session = self._session_bytes
+        handed = self._handed
+        for command, result in zip(commands, results, strict=True):
+            if command[_SESSION_AT : _SESSION_AT + 8] == session:
+                sequence = int.from_bytes(command[_SESSION_AT + 8 : _SESSION_AT + 16])
+                proposal = handed.get(sequence)
+                if proposal is not None:
+                    self._answer(proposal, result)
+                    if self._session_bytes is not session:
+                        return  # the session is gone, and what follows of it was refused alike
+
+    def _answer(self, proposal: Proposal, result: bytes) -> None:
+        status = result[0]
+        if status == Status.OK or status == Status.FAILED:  # the hottest comparison there is
+            del self._handed[proposal.sequence]
+            task, proposal.task = proposal.task, None
+            if task is not None:
+                trio.lowlevel.reschedule(task, outcome.Value(result))
+        elif status == Status.UNKNOWN_SESSION:
+            # Everything that was applied before this in the log was answered before: so nothing that is still handed
+            # has been applied, nor will it be. It may safely go again, in a new session.
+            self._begin_anew(list(self._handed.values()))
+        elif status == Status.BEYOND_WINDOW:
+            # Too much is kept for us until we acknowledge it: later there will be room.
+            proposal.attempts -= 1
+            self._again.append(proposal)
+        else:
+            error = InternalError(f"command {proposal.sequence} of session {self.session}: {Status(status).name}")
+            del self._handed[proposal.sequence]
+            self._fail(proposal, error)
+
+    def _begin_anew(self, proposals: list[Proposal]) -> None:
+        for proposal in reversed(proposals):
+            if proposal.task is not None:
+                proposal.payload = Envelope.decode(proposal.data).payload
+                proposal.sequence = proposal.attempts = 0
+                proposal.data = b""
+                self._queue.appendleft(proposal)
+        self._handed.clear()
+        self._again.clear()
+        self._unsettled.clear()
+        self.session, self._session_bytes = 0, b""
+        self._nonce = self._random.getrandbits(63)
+        self._registration_handed_ticks = None
+        self._next_sequence = self._low = 1
+
+    def _find_registration(self, commands: Sequence[bytes], results: Sequence[bytes]) -> None:
+        wanted = _SESSION_AND_SEQUENCE.pack(0, self._nonce)
+        for command, result in zip(commands, results, strict=True):
+            if (
+                command[_SESSION_AT : _SESSION_AT + 16] == wanted
+                and command[1] == CommandKind.REGISTER
+                and result[0] == Status.OK
+            ):
+                self._open_session(int.from_bytes(result[1:9]))
+                return
+
+    def _open_session(self, session: int) -> None:
+        self.session = session
+        self._session_bytes = session.to_bytes(8)
+        self._next_sequence = self._low = 1
+
+    def find_in(self, sessions: Sessions) -> None:
+        """A snapshot was installed: commands that came with it are answered from its session table."""
+        found = sessions.find(self._nonce, self._node_id)
+        if not self.session:
+            if found is not None:
+                self._open_session(found)
+            return
+        if found != self.session:
+            # Evicted somewhere in what was skipped: what is handed may have been applied before that.
+            lost, session = list(self._handed.values()), self.session
+            self._begin_anew([])
+            for proposal in lost:
+                self._fail(proposal, self._unknown(session, proposal.sequence, "its session was evicted meanwhile"))
+            return
+        for proposal in list(self._handed.values()):
+            result = sessions.result(self.session, proposal.sequence)
+            if result is not None:
+                self._answer(proposal, result)
+
+    # -- the end of waiting --------------------------------------------------------------------------------------------
+
+    def expire(self, now: float, surely_not: Callable[[], Exception], why: Callable[[], str]) -> None:
+        """Tell everybody whose time is up: ``surely_not`` makes the error of who was never handed over."""
+        queue = self._queue
+        while queue and (queue[0].task is None or queue[0].deadline <= now):
+            self._fail(queue.popleft(), surely_not)
+        while self._handed:
+            proposal = next(iter(self._handed.values()))
+            if proposal.task is not None and proposal.deadline > now:
+                return
+            if proposal.attempts == 0:
+                del self._handed[proposal.sequence]
+                self._fail(proposal, surely_not)
+            else:
+                task = proposal.task
+                self._leave_unsettled(proposal)
+                proposal.task = task
+                self._fail(proposal, self._unknown(self.session, proposal.sequence, why()))
+
+    def fail_all(self, surely_not: Callable[[], Exception], why: str) -> None:
+        """The peer stops: tell everybody."""
+        self.expire(float("inf"), surely_not, lambda: why)
+
+    def _fail(self, proposal: Proposal, error: Exception | Callable[[], Exception]) -> None:
+        task, proposal.task = proposal.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, outcome.Error(error if isinstance(error, Exception) else error()))
+
+    @staticmethod
+    def _unknown(session: int, sequence: int, why: str) -> OutcomeUnknownError:
+        return OutcomeUnknownError(
+            f"command {sequence} of session {session} may have been applied, or may yet be: {why};"
+            " read what it was to change before you send it again",
+            (session, sequence),
+        )
+
+    def _leave_unsettled(self, proposal: Proposal) -> None:
+        if self._handed.pop(proposal.sequence, None) is None or proposal.attempts == 0:
+            return
+        self._unsettled[proposal.sequence] = None
+        # Oldest first: a dict keeps the order, and callers leave in about the order of their sequences.
+        while self._unsettled and self._next_sequence - next(iter(self._unsettled)) > UNSETTLED_MAX:
+            del self._unsettled[next(iter(self._unsettled))]
+
+    def _advance_low(self) -> int:
+        low = self._low
+        handed, unsettled, end = self._handed, self._unsettled, self._next_sequence
+        while low < end and low not in handed and low not in unsettled:
+            low += 1
+        if end - low > UNSETTLED_MAX:
+            # Forgotten callers must not hold the window: their results may go.
+            for sequence in [s for s in unsettled if end - s > UNSETTLED_MAX]:
+                del unsettled[sequence]
+            while low < end and low not in handed and low not in unsettled:
+                low += 1
+        self._low = low
+        return low

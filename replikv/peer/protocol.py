@@ -1,0 +1,292 @@
+"""What peers say to each other: the bytes of frames and of the snapshot channel (``docs/format.md``).
+
+Consensus messages are packed by struct, each with a fixed header; entries and commands travel as the bytes they were
+proposed as. Nothing of a user's is decoded here. A frame that does not parse is a ``MalformedFrameError``: whoever sent
+it does not speak our protocol, and is dropped.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from collections.abc import Callable, Mapping
+from typing import Final, NamedTuple
+
+from replikv.raft.entries import Entry, SnapshotMetadata
+from replikv.raft.membership import Membership
+from replikv.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    Message,
+    ReadIndex,
+    ReadIndexResponse,
+    RequestVote,
+    RequestVoteResponse,
+    TimeoutNow,
+    TransferLeadership,
+)
+
+__all__ = [
+    "Forwarded",
+    "FrameKind",
+    "MalformedFrameError",
+    "Refusal",
+    "SnapshotHeader",
+    "decode",
+    "encode_forwarded",
+    "encode_message",
+    "encode_refusal",
+    "encode_snapshot_header",
+]
+
+
+class MalformedFrameError(Exception):
+    """Bytes that no peer of this protocol version sends."""
+
+
+class FrameKind(enum.IntEnum):
+    """The first byte of a frame. The numbers are on the wire: never change one."""
+
+    APPEND_ENTRIES = 1
+    APPEND_ENTRIES_RESPONSE = 2
+    REQUEST_VOTE = 3
+    REQUEST_VOTE_RESPONSE = 4
+    HEARTBEAT = 5
+    HEARTBEAT_RESPONSE = 6
+    READ_INDEX = 7
+    READ_INDEX_RESPONSE = 8
+    TIMEOUT_NOW = 9
+    TRANSFER_LEADERSHIP = 10
+    FORWARDED = 32
+    REFUSAL = 33
+    SNAPSHOT_HEADER = 64
+
+
+class Forwarded(NamedTuple):
+    """Commands that a follower hands to the leader, packed as in an entry; ``batch`` names them in a refusal."""
+
+    batch: int
+    commands: bytes
+
+
+class Refusal(NamedTuple):
+    """The batch was not proposed, and will not be. ``leader`` may know better, or be empty."""
+
+    batch: int
+    leader: str
+
+
+class SnapshotHeader(NamedTuple):
+    """The first frame of a snapshot channel: in whose term it is sent, and what follows."""
+
+    term: int
+    snapshot: SnapshotMetadata
+
+
+_APPEND: Final = struct.Struct(">BQQQQI")  # kind, term, previous index, previous term, commit, entries
+_ENTRY: Final = struct.Struct(">QBI")  # term, kind, bytes of data; the index follows from the place
+_APPEND_RESPONSE: Final = struct.Struct(">BQQ?QQ")  # kind, term, index, reject, hint index, hint term
+_VOTE: Final = struct.Struct(">BQQQ??")  # kind, term, last index, last term, pre-vote, transfer
+_VOTE_RESPONSE: Final = struct.Struct(">BQ??")  # kind, term, reject, pre-vote
+_HEARTBEAT: Final = struct.Struct(">BQQQ")  # kind, term, commit, read position
+_HEARTBEAT_RESPONSE: Final = struct.Struct(">BQQ")  # kind, term, read position
+_READ_INDEX: Final = struct.Struct(">BQB")  # kind, context, hops; then who asked
+_READ_INDEX_RESPONSE: Final = struct.Struct(">BQQ")  # kind, context, index
+_TERM: Final = struct.Struct(">BQ")  # kind, term
+_BATCH: Final = struct.Struct(">BQ")  # kind, batch
+_SNAPSHOT: Final = struct.Struct(">BQQQ")  # kind, term, index, term of the index; then the membership
+
+
+def encode_message(message: Message) -> bytes:  # one branch a kind, as in a table
+    """The frame of a consensus message. InstallSnapshot has none: it travels on a channel."""
+    match message:
+        case AppendEntries():
+            parts = [
+                _APPEND.pack(
+                    FrameKind.APPEND_ENTRIES,
+                    message.term,
+                    message.previous_index,
+                    message.previous_term,
+                    message.commit,
+                    len(message.entries),
+                )
+            ]
+            for entry in message.entries:
+                parts += (_ENTRY.pack(entry.term, entry.kind, len(entry.data)), entry.data)
+            return b"".join(parts)
+        case AppendEntriesResponse():
+            return _APPEND_RESPONSE.pack(
+                FrameKind.APPEND_ENTRIES_RESPONSE,
+                message.term,
+                message.index,
+                message.reject,
+                message.hint_index,
+                message.hint_term,
+            )
+        case Heartbeat():
+            return _HEARTBEAT.pack(FrameKind.HEARTBEAT, message.term, message.commit, message.read_position)
+        case HeartbeatResponse():
+            return _HEARTBEAT_RESPONSE.pack(FrameKind.HEARTBEAT_RESPONSE, message.term, message.read_position)
+        case RequestVote():
+            return _VOTE.pack(
+                FrameKind.REQUEST_VOTE,
+                message.term,
+                message.last_index,
+                message.last_term,
+                message.pre_vote,
+                message.transfer,
+            )
+        case RequestVoteResponse():
+            return _VOTE_RESPONSE.pack(FrameKind.REQUEST_VOTE_RESPONSE, message.term, message.reject, message.pre_vote)
+        case ReadIndex():
+            return _READ_INDEX.pack(FrameKind.READ_INDEX, message.context, message.hops) + message.sender.encode()
+        case ReadIndexResponse():
+            return _READ_INDEX_RESPONSE.pack(FrameKind.READ_INDEX_RESPONSE, message.context, message.index)
+        case TimeoutNow():
+            return _TERM.pack(FrameKind.TIMEOUT_NOW, message.term)
+        case TransferLeadership():
+            return _TERM.pack(FrameKind.TRANSFER_LEADERSHIP, message.term) + message.transferee.encode()
+        case _:
+            raise TypeError(f"{type(message).__name__} has no frame")
+
+
+def encode_forwarded(batch: int, commands: bytes) -> bytes:
+    """The frame of :class:`Forwarded`."""
+    return _BATCH.pack(FrameKind.FORWARDED, batch) + commands
+
+
+def encode_refusal(batch: int, leader: str) -> bytes:
+    """The frame of :class:`Refusal`."""
+    return _BATCH.pack(FrameKind.REFUSAL, batch) + leader.encode()
+
+
+def encode_snapshot_header(header: SnapshotHeader) -> bytes:
+    """The frame of :class:`SnapshotHeader`."""
+    snapshot = header.snapshot
+    return (
+        _SNAPSHOT.pack(FrameKind.SNAPSHOT_HEADER, header.term, snapshot.index, snapshot.term)
+        + snapshot.membership.encode()
+    )
+
+
+def decode(frame: bytes, sender: str, to: str) -> Message | Forwarded | Refusal | SnapshotHeader:
+    """The frame's content, as sent by ``sender`` to ``to``. Raises MalformedFrameError."""
+    try:
+        return _DECODERS[FrameKind(frame[0])](frame, sender, to)
+    except (struct.error, KeyError, IndexError, ValueError, TypeError) as exc:
+        raise MalformedFrameError(f"{sender} sent a frame of {len(frame)} bytes that is none: {frame[:32]!r}") from exc
+
+
+def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
+    _, term, previous_index, previous_term, commit, count = _APPEND.unpack_from(frame)
+    entries = []
+    position = _APPEND.size
+    for index in range(previous_index + 1, previous_index + 1 + count):
+        entry_term, kind, length = _ENTRY.unpack_from(frame, position)
+        position += _ENTRY.size
+        data = frame[position : position + length]
+        if len(data) != length:
+            raise ValueError("an entry is cut off")
+        position += length
+        entries.append(Entry(index, entry_term, data, kind))
+    if position != len(frame):
+        raise ValueError("bytes after the last entry")
+    return AppendEntries(
+        to=to,
+        sender=sender,
+        term=term,
+        previous_index=previous_index,
+        previous_term=previous_term,
+        entries=tuple(entries),
+        commit=commit,
+    )
+
+
+def _decode_append_response(frame: bytes, sender: str, to: str) -> AppendEntriesResponse:
+    _, term, index, reject, hint_index, hint_term = _APPEND_RESPONSE.unpack(frame)
+    return AppendEntriesResponse(
+        to=to, sender=sender, term=term, index=index, reject=reject, hint_index=hint_index, hint_term=hint_term
+    )
+
+
+def _decode_vote(frame: bytes, sender: str, to: str) -> RequestVote:
+    _, term, last_index, last_term, pre_vote, transfer = _VOTE.unpack(frame)
+    return RequestVote(
+        to=to,
+        sender=sender,
+        term=term,
+        last_index=last_index,
+        last_term=last_term,
+        pre_vote=pre_vote,
+        transfer=transfer,
+    )
+
+
+def _decode_vote_response(frame: bytes, sender: str, to: str) -> RequestVoteResponse:
+    _, term, reject, pre_vote = _VOTE_RESPONSE.unpack(frame)
+    return RequestVoteResponse(to=to, sender=sender, term=term, reject=reject, pre_vote=pre_vote)
+
+
+def _decode_heartbeat(frame: bytes, sender: str, to: str) -> Heartbeat:
+    _, term, commit, read_position = _HEARTBEAT.unpack(frame)
+    return Heartbeat(to=to, sender=sender, term=term, commit=commit, read_position=read_position)
+
+
+def _decode_heartbeat_response(frame: bytes, sender: str, to: str) -> HeartbeatResponse:
+    _, term, read_position = _HEARTBEAT_RESPONSE.unpack(frame)
+    return HeartbeatResponse(to=to, sender=sender, term=term, read_position=read_position)
+
+
+def _decode_read_index(frame: bytes, sender: str, to: str) -> ReadIndex:
+    _, context, hops = _READ_INDEX.unpack_from(frame)
+    asker = frame[_READ_INDEX.size :].decode()
+    return ReadIndex(to=to, sender=asker or sender, context=context, hops=hops)
+
+
+def _decode_read_index_response(frame: bytes, sender: str, to: str) -> ReadIndexResponse:
+    _, context, index = _READ_INDEX_RESPONSE.unpack(frame)
+    return ReadIndexResponse(to=to, sender=sender, context=context, index=index)
+
+
+def _decode_timeout_now(frame: bytes, sender: str, to: str) -> TimeoutNow:
+    _, term = _TERM.unpack(frame)
+    return TimeoutNow(to=to, sender=sender, term=term)
+
+
+def _decode_transfer(frame: bytes, sender: str, to: str) -> TransferLeadership:
+    _, term = _TERM.unpack_from(frame)
+    return TransferLeadership(to=to, sender=sender, term=term, transferee=frame[_TERM.size :].decode())
+
+
+def _decode_forwarded(frame: bytes, _sender: str, _to: str) -> Forwarded:
+    _, batch = _BATCH.unpack_from(frame)
+    return Forwarded(batch, frame[_BATCH.size :])
+
+
+def _decode_refusal(frame: bytes, _sender: str, _to: str) -> Refusal:
+    _, batch = _BATCH.unpack_from(frame)
+    return Refusal(batch, frame[_BATCH.size :].decode())
+
+
+def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHeader:
+    _, term, index, index_term = _SNAPSHOT.unpack_from(frame)
+    return SnapshotHeader(term, SnapshotMetadata(index, index_term, Membership.decode(frame[_SNAPSHOT.size :])))
+
+
+_DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Message | Forwarded | Refusal | SnapshotHeader]]] = {
+    FrameKind.APPEND_ENTRIES: _decode_append,
+    FrameKind.APPEND_ENTRIES_RESPONSE: _decode_append_response,
+    FrameKind.REQUEST_VOTE: _decode_vote,
+    FrameKind.REQUEST_VOTE_RESPONSE: _decode_vote_response,
+    FrameKind.HEARTBEAT: _decode_heartbeat,
+    FrameKind.HEARTBEAT_RESPONSE: _decode_heartbeat_response,
+    FrameKind.READ_INDEX: _decode_read_index,
+    FrameKind.READ_INDEX_RESPONSE: _decode_read_index_response,
+    FrameKind.TIMEOUT_NOW: _decode_timeout_now,
+    FrameKind.TRANSFER_LEADERSHIP: _decode_transfer,
+    FrameKind.FORWARDED: _decode_forwarded,
+    FrameKind.REFUSAL: _decode_refusal,
+    FrameKind.SNAPSHOT_HEADER: _decode_snapshot_header,
+}
