@@ -31,6 +31,24 @@ def voters(*node_ids: str) -> Membership:
     return Membership.of_voters(dict.fromkeys(node_ids, ""))
 
 
+def storage_with(
+    log: Iterable[Entry] = (),
+    *,
+    members: Membership | str = "123",
+    term: int = 0,
+    vote: str = NO_NODE,
+    commit: int = 0,
+    compacted: int = 0,
+) -> MemoryStorage:
+    """The storage of a node that has been there before."""
+    storage = MemoryStorage(voters(*members) if isinstance(members, str) else members)
+    storage.append(list(log))
+    storage.hard_state = HardState(term, vote, commit)
+    if compacted:
+        storage.compact(compacted)
+    return storage
+
+
 class Peer:
     """One core with a storage in memory, a state machine that only collects, and its own seeded randomness."""
 
@@ -47,14 +65,12 @@ class Peer:
         **config: Any,
     ) -> None:
         self.id = node_id
-        if storage is None:
-            storage = MemoryStorage(voters(*members) if isinstance(members, str) else members)
-            storage.append(list(log))
-            storage.hard_state = HardState(term, vote, commit)
-        self.storage = storage
-        self.node = RawNode(Config(node_id=node_id, **config), storage, Random(node_id))
+        self.storage = storage or storage_with(log, members=members, term=term, vote=vote, commit=commit)
+        self.node = RawNode(Config(node_id=node_id, **config), self.storage, Random(node_id))
         self.lazy = False
         self.applied: list[Entry] = []
+        # How many entries each batch had that was handed out for applying.
+        self.batches: list[int] = []
         self.reads: list[ReadState] = []
         self._writes: collections.deque[Write] = collections.deque()
 
@@ -145,6 +161,7 @@ class Peer:
             if entry.kind == EntryKind.MEMBERSHIP:
                 self.node.apply_membership(entry)
         self.applied += committed
+        self.batches += [len(committed)] if committed else []
         self.node.applied(committed)
 
 
@@ -173,6 +190,8 @@ class Network:
         # Messages that are held back, if anything is: everything of the kinds in _held.
         self._held: set[type[Message]] = set()
         self.held: list[Message] = []
+        # Everything that was sent, in order, whether it arrived or not.
+        self.sent: list[Message] = []
 
     def __getitem__(self, node_id: str) -> Peer:
         peer = self._peers[node_id]
@@ -250,6 +269,7 @@ class Network:
         return [peer.raft.role for peer in self]
 
     def _passed(self, messages: list[Message]) -> list[Message]:
+        self.sent += messages
         passed: list[Message] = []
         for message in messages:
             if (message.sender, message.to) in self._cut or type(message) in self._ignored:
