@@ -15,7 +15,7 @@ from replikv.errors import ConfigurationError
 from replikv.settings import Settings
 from replikv.transport.base import Channel, Hello, Transport
 
-__all__ = ["RecordingReceiver", "TransportSuite"]
+__all__ = ["RecordingReceiver", "RunningTransport", "TransportSuite"]
 
 DEADLINE_S: Final = 10.0
 """For one test. They take milliseconds: this only ends one that hangs."""
@@ -114,12 +114,12 @@ class RunningTransport:
         self.transport = transport
         self.receiver = receiver
         self.address = address
-        self._scope = scope
+        self.scope = scope
         self.ended = trio.Event()
 
     async def stop(self) -> None:
         """Cancel ``run``, and wait until it has returned."""
-        self._scope.cancel()
+        self.scope.cancel()
         await self.ended.wait()
 
     async def connect(self, *others: RunningTransport) -> None:
@@ -196,7 +196,7 @@ class TransportSuite:
 
         async def run(task_status: trio.TaskStatus[str]) -> None:
             try:
-                with running._scope:
+                with running.scope:
                     await transport.run(receiver, listen=listen, settings=self.settings, task_status=task_status)
             finally:
                 running.ended.set()

@@ -29,9 +29,6 @@ __all__ = ["RECEIVE_BYTES_MAX", "Connection", "ConnectionLostError", "StreamChan
 RECEIVE_BYTES_MAX: Final = 256 * 1024
 """One read. With 150 kB frames more gains nothing, less costs system calls."""
 
-UNSENT_BYTES_MAX: Final = 128 * 1024
-"""TCP_NOTSENT_LOWAT: when the kernel wakes the writer for more. trio's 16 KiB suits latency, not 150 kB frames."""
-
 
 class ConnectionLostError(PeerConnectionError):
     """The connection broke, or never came to be."""
@@ -51,7 +48,6 @@ def tune(stream: trio.SocketStream, dead_after_s: float) -> None:
             ("TCP_KEEPINTVL", probe_s),
             ("TCP_KEEPCNT", 2),
             ("TCP_USER_TIMEOUT", max(1, math.ceil(dead_after_s * 1000))),
-            ("TCP_NOTSENT_LOWAT", UNSENT_BYTES_MAX),
         ):
             option = getattr(stdlib_socket, name, None)  # none of these is everywhere
             if option is not None:

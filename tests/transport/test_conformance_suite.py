@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+
+import pytest
+
 from replikv.testing.transport_suite import TransportSuite
 from replikv.transport.base import Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
@@ -26,6 +30,16 @@ class TestMemoryTransport(TransportSuite):
         return f"{node_id}:{self._addresses}"
 
 
+def ipv6_loopback() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not ipv6_loopback(), reason="this machine has no IPv6")
 class TestTcpTransportOverIPv6(TransportSuite):
     def make_transport(self, node_id: str) -> Transport:
         return TcpTransport()
