@@ -218,7 +218,9 @@ class TcpTransport(LinkedTransport):
         self._channels_in[node_id] += 1
         try:
             await self._receiver.serve_channel(node_id, channel)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel) as exc:
+        except trio.EndOfChannel:
+            pass
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             log.info("channel of peer lost", node_id=node_id, reason=str(exc))
         finally:
             self._channels_in[node_id] -= 1
