@@ -13,10 +13,11 @@ from typing import Final, NamedTuple
 
 from replikv.errors import InternalError
 
-__all__ = ["HEADER_BYTES", "CommandKind", "Envelope", "Status", "pack_commands", "unpack_commands"]
+__all__ = ["HEADER", "HEADER_BYTES", "VERSION", "CommandKind", "Envelope", "Status", "pack_commands", "unpack_commands"]
 
-_HEADER: Final = struct.Struct(">BBHQQQ")
-HEADER_BYTES: Final = _HEADER.size
+HEADER: Final = struct.Struct(">BBHQQQ")
+"""Version, kind, flags (0), session, sequence, acknowledged below."""
+HEADER_BYTES: Final = HEADER.size
 _ITEM: Final = struct.Struct(">BI")
 _BYTE_STRING_32: Final = 0x5A  # CBOR major type 2 with a length of four bytes (RFC 8949, section 3)
 VERSION: Final = 1
@@ -69,14 +70,14 @@ class Envelope(NamedTuple):
 
     def encode(self) -> bytes:
         """Header and payload."""
-        return _HEADER.pack(VERSION, self.kind, 0, self.session, self.sequence, self.acknowledged_below) + self.payload
+        return HEADER.pack(VERSION, self.kind, 0, self.session, self.sequence, self.acknowledged_below) + self.payload
 
     @classmethod
     def decode(cls, data: bytes) -> Envelope:
         """The reverse of :meth:`encode`. Raises InternalError for bytes that no version of replikv writes."""
         if len(data) < HEADER_BYTES:
             raise InternalError(f"a command of {len(data)} bytes is shorter than its header ({HEADER_BYTES})")
-        version, kind, _flags, session, sequence, below = _HEADER.unpack_from(data)
+        version, kind, _flags, session, sequence, below = HEADER.unpack_from(data)
         if version != VERSION:
             raise InternalError(f"a command of version {version}: this replikv reads version {VERSION}; upgrade it")
         return cls(kind, session, sequence, below, data[HEADER_BYTES:])

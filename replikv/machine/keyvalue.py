@@ -1,0 +1,220 @@
+"""The map as a state machine: applies map commands to the keyspace.
+
+Rules, the same on every replica:
+
+1. A command is read whole before anything is changed: it is applied wholly or not at all.
+2. All its changes share one revision. One that changes nothing takes none.
+3. What it depends on is in the command and in the keyspace at and above the logical floor.
+4. Whatever the bytes, there is a result. One that cannot be read, or that does not fit what is stored, is FAILED.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from replikv.errors import EncodingError
+from replikv.machine import commands
+from replikv.machine.base import StateMachine
+from replikv.machine.commands import COMPACT, COMPARE, ITEM, KEYED, REPLACE, UPDATE, Operation
+from replikv.machine.envelope import Status
+from replikv.machine.history import KeyspaceRestorer, keyspace_chunks
+from replikv.machine.keyspace import Keyspace, Record, Write
+from replikv.machine.ranges import KeyRange
+from replikv.machine.values import decode_value, encode_value, equal_values
+
+__all__ = ["KeyValue"]
+
+_OK: Final = bytes([Status.OK])
+_FAILED: Final = bytes([Status.FAILED])
+_PUT: Final = int(Operation.PUT)  # an IntEnum member costs an attribute look-up per command
+_KEYED_BYTES: Final = KEYED.size
+_unpack_keyed: Final = KEYED.unpack_from
+_pack_number: Final = struct.Struct(">BQ").pack
+_pack_outcome: Final = struct.Struct(">BQB").pack
+_pack_prefix: Final = struct.Struct(">BQIB").pack
+_INTEGER_BYTES_MAX: Final = 1 << 30  # INCREMENT: what was proposed and what was stored were both bounded before
+
+
+class _RefusedError(Exception):
+    """The command cannot be applied; the state is as before.
+
+    The text is part of the result, so it must be the same on every replica: no repr (what is printable depends on the
+    version of Python), no words of other libraries.
+    """
+
+
+class KeyValue(StateMachine):
+    """The replicated map. ``keyspace`` is read by anybody and changed by commands only; a restore replaces it."""
+
+    def __init__(self) -> None:
+        self.keyspace = Keyspace()
+        self._operations: Final[dict[int, Callable[[bytes, int], bytes]]] = {
+            Operation.DELETE: self._delete,
+            Operation.UPDATE: self._update,
+            Operation.DELETE_PREFIX: self._delete_prefix,
+            Operation.POP: self._pop,
+            Operation.SETDEFAULT: self._setdefault,
+            Operation.INCREMENT: self._increment,
+            Operation.COMPARE_AND_SET: self._compare_and_set,
+            Operation.REPLACE: self._replace,
+            Operation.COMPACT: self._compact,
+        }
+
+    def apply(self, position: int, command: bytes) -> bytes:  # noqa: ARG002  # the map has no use for positions
+        """Apply one payload; the result without its status. Raises EncodingError for what is FAILED."""
+        result = self.execute(command, 0)
+        if result[0] != Status.OK:
+            raise EncodingError(result[1:].decode())
+        return result[1:]
+
+    def execute(self, data: bytes, offset: int) -> bytes:
+        """Apply the payload that begins at ``offset``; the result with its status. Never raises."""
+        try:
+            operation = data[offset]
+            if operation == _PUT:
+                _, key_size, lease = _unpack_keyed(data, offset)
+                start = offset + _KEYED_BYTES
+                end = start + key_size
+                value = data[end:]
+                if not value:
+                    raise _RefusedError("the command ends before its value")
+                return _pack_number(0, self.keyspace.put(data[start:end].decode(), value, lease))
+            apply = self._operations.get(operation)
+            if apply is None:
+                raise _RefusedError(f"no operation of the map has the number {operation}: upgrade this cluster")
+            return apply(data, offset)
+        except _RefusedError as exc:
+            return _FAILED + str(exc).encode()
+        except EncodingError:  # its text may quote cbor2, whose words differ from version to version
+            return _FAILED + b"a value is not one that replikv has encoded"
+        except (struct.error, IndexError):
+            return _FAILED + b"the command is shorter than its fields say"
+        except UnicodeDecodeError:
+            return _FAILED + b"the key is not UTF-8"
+
+    # -- operations: each reads all of its payload first ---------------------------------------------------------------
+
+    def _delete(self, data: bytes, offset: int) -> bytes:
+        key, _, _ = _read_keyed(data, offset)
+        done = key in self.keyspace
+        return _pack_outcome(0, self.keyspace.commit(((key, None, 0),)), done)
+
+    def _update(self, data: bytes, offset: int) -> bytes:
+        _, count, lease = UPDATE.unpack_from(data, offset)
+        position = offset + UPDATE.size
+        writes: dict[str, Write] = {}
+        for _ in range(count):
+            key_size, value_size = ITEM.unpack_from(data, position)
+            start = position + ITEM.size
+            end = start + key_size
+            position = end + value_size
+            key = data[start:end].decode()
+            if key in writes or not value_size:
+                raise _RefusedError("the update has a key twice, or one without a value")
+            writes[key] = (key, data[end:position], lease)
+        if position != len(data):
+            raise _RefusedError("the update is not as long as its items say")
+        return _pack_number(0, self.keyspace.commit(writes.values()))
+
+    def _delete_prefix(self, data: bytes, offset: int) -> bytes:
+        prefix, limit, _ = _read_keyed(data, offset)
+        keys = self.keyspace.first_keys(KeyRange(prefix=prefix), min(limit, len(self.keyspace)) + 1)
+        more = len(keys) > limit
+        del keys[limit:]
+        revision = self.keyspace.commit([(key, None, 0) for key in keys])
+        return _pack_prefix(0, revision, len(keys), more)
+
+    def _pop(self, data: bytes, offset: int) -> bytes:
+        key, _, _ = _read_keyed(data, offset)
+        old = self._value(key)
+        return _pack_outcome(0, self.keyspace.commit(((key, None, 0),)), old is not None) + (old or b"")
+
+    def _setdefault(self, data: bytes, offset: int) -> bytes:
+        key, lease, value = _read_keyed(data, offset, has_value=True)
+        old = self._value(key)
+        if old is not None:
+            return _pack_outcome(0, self.keyspace.revision, True) + old
+        return _pack_outcome(0, self.keyspace.put(key, value, lease), False)
+
+    def _increment(self, data: bytes, offset: int) -> bytes:
+        key, _, by_data = _read_keyed(data, offset, has_value=True)
+        by = decode_value(by_data)
+        record = self.keyspace.get(key)
+        old, lease = (0, 0) if record is None else (decode_value(_value_of(record)), record[4])
+        for number, name in ((by, "the increment"), (old, f"the value of '{key[:100]}'")):
+            if type(number) is not int:  # a bool is no number here
+                raise _RefusedError(f"{name} is a {type(number).__name__}, not an int: nothing was added")
+        value = encode_value(old + by, _INTEGER_BYTES_MAX)
+        return _pack_number(0, self.keyspace.put(key, value, lease)) + value
+
+    def _compare_and_set(self, data: bytes, offset: int) -> bytes:
+        _, key_size, lease, expected_size, flags = COMPARE.unpack_from(data, offset)
+        start = offset + COMPARE.size
+        end = start + key_size
+        key = data[start:end].decode()
+        expected = data[end : end + expected_size]
+        value = data[end + expected_size :]
+        if end + expected_size > len(data) or flags != (
+            (commands.EXPECTED_PRESENT if expected else 0) | (commands.VALUE_PRESENT if value else 0)
+        ):
+            raise _RefusedError("the values are not as the flags of the command say")
+        old = self._value(key)
+        done = equal_values(old, expected) if old and expected else not old and not expected
+        if not done:
+            return _pack_outcome(0, self.keyspace.revision, False)
+        return _pack_outcome(0, self.keyspace.commit(((key, value or None, lease),)), True)
+
+    def _replace(self, data: bytes, offset: int) -> bytes:
+        _, key_size, lease, expected = REPLACE.unpack_from(data, offset)
+        start = offset + REPLACE.size
+        key = data[start : start + key_size].decode()
+        value = data[start + key_size :]
+        if not value:
+            raise _RefusedError("the command ends before its value")
+        record = self.keyspace.get(key)
+        if expected != (0 if record is None else record[2]):
+            return _pack_outcome(0, self.keyspace.revision, False)
+        return _pack_outcome(0, self.keyspace.put(key, value, lease), True)
+
+    def _compact(self, data: bytes, offset: int) -> bytes:
+        _, floor = COMPACT.unpack_from(data, offset)
+        return _pack_number(0, self.keyspace.compact(floor))
+
+    def _value(self, key: str) -> bytes | None:
+        record = self.keyspace.get(key)
+        return None if record is None else record[0]
+
+    # -- snapshots -----------------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> Iterator[bytes]:
+        """The keyspace as of this call, with its history from the logical floor on."""
+        return keyspace_chunks(self.keyspace)
+
+    def restorer(self) -> KeyspaceRestorer:
+        """Builds another keyspace aside, chunk by chunk; assign what ``finish`` returns to ``keyspace``."""
+        return KeyspaceRestorer(pinned_bytes_max=self.keyspace.pinned_bytes_max)
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        """Replace the keyspace by the one that :meth:`snapshot` gave."""
+        restorer = self.restorer()
+        for chunk in chunks:
+            restorer.feed(chunk)
+        self.keyspace = restorer.finish()
+
+
+def _read_keyed(data: bytes, offset: int, *, has_value: bool = False) -> tuple[str, int, bytes]:
+    _, key_size, number = KEYED.unpack_from(data, offset)
+    start = offset + KEYED.size
+    end = start + key_size
+    value = data[end:]
+    if end > len(data) or bool(value) != has_value:
+        raise _RefusedError("the command is not as long as its fields say")
+    return data[start:end].decode(), number, value
+
+
+def _value_of(record: Record) -> bytes:
+    value = record[0]
+    assert value is not None  # get() returns no tombstones
+    return value
