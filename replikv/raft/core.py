@@ -4,8 +4,10 @@ Nothing here acts on the world. Messages to send, entries to persist and entries
 ``RawNode`` (node.py) hands them out. What only a leader does is in leader.py.
 
 Durability: ``messages`` may leave at once. ``messages_after_append`` rest on the term, vote and entries as of when they
-were made and leave only once those are on disk; those to the node itself (its own vote, the leader's acknowledgement of
-its own entries) take the same way, so that nothing is counted before it is durable (thesis 10.2.1, 11.7.3).
+were made and leave only once those are on disk. Requests for votes are among them: a candidate that forgot its term in
+a crash could lead the same term twice, and one that forgot the end of its log could win by it. Those to the node itself
+(its own vote, the leader's acknowledgement of its own entries) take the same way, so that nothing is counted before it
+is durable (thesis 10.2.1, 11.7.3).
 """
 
 from __future__ import annotations
@@ -290,7 +292,7 @@ class Raft:
             message.sender = self.id
         if not message.term and not isinstance(message, ReadIndex | ReadIndexResponse):
             message.term = self.term
-        if isinstance(message, AppendEntriesResponse | RequestVoteResponse):
+        if isinstance(message, AppendEntriesResponse | RequestVote | RequestVoteResponse):
             self.messages_after_append.append(message)
         elif message.to == self.id:
             raise InternalError(f"{self.id} must not send itself {message!r}")

@@ -161,7 +161,7 @@ def reset(peer: Peer, role: Role) -> None:
         peer.raft.become_follower(peer.raft.term + 1, "2")
     else:
         peer.raft.become_candidate()
-    peer.raft.messages.clear()
+    peer.raft.messages_after_append.clear()
 
 
 @pytest.mark.parametrize("role", [Role.FOLLOWER, Role.CANDIDATE])
@@ -172,7 +172,7 @@ def test_election_timeouts_are_random(role: Role) -> None:
     for _ in range(500):
         reset(peer, role)
         ticks = 0
-        while not peer.raft.messages:
+        while not peer.raft.messages_after_append:
             peer.raft.tick()
             ticks += 1
         timeouts.add(ticks)
@@ -188,7 +188,7 @@ def test_election_timeouts_seldom_collide(role: Role) -> None:
     for _ in range(300):
         for peer in peers:
             reset(peer, role)
-        while not (timed_out := sum(bool(peer.raft.messages) for peer in peers)):
+        while not (timed_out := sum(bool(peer.raft.messages_after_append) for peer in peers)):
             for peer in peers:
                 peer.raft.tick()
         collisions += timed_out > 1
