@@ -1,0 +1,347 @@
+"""The replicated map, as an application sees it."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Final
+
+import trio
+
+from replikv.errors import CompactedError, ConfigurationError, EncodingError, ValueTooLargeError
+from replikv.machine import commands
+from replikv.machine.commands import encode_key, encode_put
+from replikv.machine.envelope import CommandKind
+from replikv.machine.values import decode_value, encode_value
+from replikv.store.arguments import check_count, check_text
+from replikv.store.change import Change
+from replikv.store.entry import ABSENT, Absent
+from replikv.store.reads import LocalReads
+from replikv.store.replicator import Replicator
+from replikv.store.subscriptions import Subscription
+from replikv.store.watch import Watch, WatchHub
+
+__all__ = ["Store"]
+
+_MAP: Final = int(CommandKind.MAP)  # an IntEnum member costs an attribute look-up per command
+_unpack_revision: Final = struct.Struct(">xQ").unpack_from
+_RAISE: Final = object()
+"""``pop`` without a default."""
+
+
+class Store(LocalReads):
+    """One map, sorted by key, the same on every peer of the cluster: ``cluster.store``.
+
+    Keys are str; the empty str is one, too. Values are plain data: None, bool, int, float, str, bytes, list, dict,
+    tuple (comes back as list), set, datetime, date, Decimal, UUID. They are encoded when the call is made and decoded
+    for each reader: to change an object that was put, or read, changes no replica.
+
+    Reads without ``await`` are of this process's replica, which may be behind the newest committed state; they see
+    everything this process has awaited. Awaited operations work from any peer. Unless they say otherwise they return
+    when a majority has the change on disk and this replica has applied it, take effect once however often the network
+    fails, and raise
+
+    - EncodingError, or ValueTooLargeError: the key or the value cannot be stored; nothing was proposed;
+    - UnavailableError: surely not applied within ``settings.request_timeout_s``;
+    - OutcomeUnknownError: may have been applied, or may be later;
+    - ClusterClosedError.
+
+    One that is cancelled may have been applied, or may be later. *Revisions* count the commands that changed something.
+    """
+
+    __slots__ = ("_hub", "_key_bytes_max", "_propose", "_settings", "_value_bytes_max")
+
+    def __init__(self, replicator: Replicator, hub: WatchHub, prefix: str = "") -> None:
+        super().__init__(replicator, prefix)
+        self._hub = hub
+        self._settings = replicator.settings
+        self._key_bytes_max = self._settings.key_bytes_max
+        self._value_bytes_max = self._settings.value_bytes_max
+        self._propose = replicator.propose
+
+    def __repr__(self) -> str:
+        return f"<Store {self._prefix!r}>" if self._prefix else "<Store>"
+
+    def scoped(self, prefix: str) -> Store:
+        """The same interface under a prefix, with keys relative to it. Costs nothing; scopes nest.
+
+        Revisions stay those of the whole map. ``prefix`` is taken as it is: end it with a separator.
+
+        >>> list(store.scoped("feature/").keys())
+        ['dark-mode', 'search']
+        """
+        return Store(self._replicator, self._hub, self._prefix + check_text("prefix", prefix))
+
+    # -- changes of one key --------------------------------------------------------------------------------------------
+
+    async def put(self, key: str, value: Any, *, lease: None = None) -> int:
+        """Set a key, and return the revision that did.
+
+        ``lease`` is kept for leases, which come with a later release: until then ConfigurationError for any but None.
+        """
+        if lease is not None:
+            raise ConfigurationError("this release has no leases yet: leave lease=None")
+        result = await self._propose(_MAP, encode_put(self._key(key), encode_value(value, self._value_bytes_max)))
+        if result[0]:
+            raise _refused(result)
+        revision: int = _unpack_revision(result)[0]
+        return revision
+
+    async def delete(self, key: str) -> bool:
+        """Remove a key; whether it was there. A delete of nothing takes no revision."""
+        result = await self._run(commands.encode_delete(self._key(key)))
+        return commands.decode_outcome_result(result).done
+
+    async def pop(self, key: str, default: Any = _RAISE) -> Any:
+        """Remove a key and return its value, or ``default`` if it was not there; without a default: KeyError."""
+        result = await self._run(commands.encode_pop(self._key(key)))
+        value = commands.decode_old_value_result(result).value
+        if value is not None:
+            return decode_value(value)
+        if default is _RAISE:
+            raise KeyError(key)
+        return default
+
+    async def setdefault(self, key: str, value: Any) -> Any:
+        """Set a key unless it is there; what it holds then, as a reader would get it."""
+        data = encode_value(value, self._value_bytes_max)
+        result = await self._run(commands.encode_setdefault(self._key(key), data))
+        old = commands.decode_old_value_result(result).value
+        return decode_value(data if old is None else old)
+
+    async def increment(self, key: str, by: int = 1) -> int:
+        """Add to an int, 0 if the key is not there, and return the sum.
+
+        EncodingError if what is stored is no int (a bool is none): then nothing was added, on any replica.
+        """
+        if type(by) is not int:
+            raise EncodingError(f"increment adds an int, not {type(by).__qualname__}: {by!r:.100}")
+        payload = commands.encode_increment(self._key(key), encode_value(by, self._value_bytes_max))
+        total: int = decode_value(commands.decode_increment_result(await self._run(payload)).value)
+        return total
+
+    async def compare_and_set(self, key: str, expected: Any | Absent, value: Any | Absent) -> bool:
+        """Set a key if it holds a value equal to ``expected``; whether it did. One that did not takes no revision.
+
+        Equality is Python's, of the values as a reader would get them: ``1 == 1.0 == True``. ``ABSENT`` stands for no
+        value: expected, the key must not be there; as the value, the key is removed.
+        """
+        limit = self._value_bytes_max
+        payload = commands.encode_compare_and_set(
+            self._key(key),
+            None if expected is ABSENT else encode_value(expected, limit),
+            None if value is ABSENT else encode_value(value, limit),
+        )
+        self._check_size(len(payload))  # of two values
+        return commands.decode_outcome_result(await self._run(payload)).done
+
+    async def replace(self, key: str, value: Any, *, revision: int) -> bool:
+        """Set a key if its ``mod_revision`` is still ``revision`` (0: if it is not there); whether it was.
+
+        Unlike ``compare_and_set`` it is not fooled by a value that was changed and changed back.
+        """
+        check_count("revision", revision, 0)
+        data = encode_value(value, self._value_bytes_max)
+        result = await self._run(commands.encode_replace(self._key(key), data, revision))
+        return commands.decode_outcome_result(result).done
+
+    # -- changes of many keys ------------------------------------------------------------------------------------------
+
+    async def update(self, mapping: Mapping[str, Any]) -> int:
+        """Set many keys at one revision, which is returned: nobody ever sees a part of it.
+
+        At most ``settings.operations_per_command_max`` keys, and ``settings.command_bytes_max`` bytes of them and
+        their values: ValueTooLargeError. An empty mapping changes nothing: the newest revision of this replica.
+        """
+        if not isinstance(mapping, Mapping):
+            raise EncodingError(f"update takes a mapping, not {type(mapping).__qualname__}: make it a dict")
+        count, limit = len(mapping), self._settings.operations_per_command_max
+        if count > limit:
+            raise ValueTooLargeError(
+                f"an update of {count} keys, at most {limit} are atomic: split it, or raise operations_per_command_max"
+            )
+        items: dict[bytes, bytes] = {}
+        size = 0
+        for key, value in mapping.items():
+            name, data = self._key(key), encode_value(value, self._value_bytes_max)
+            items[name] = data
+            size += len(name) + len(data)
+            self._check_size(size)
+        if not items:
+            self._replicator.check_open()
+            await trio.lowlevel.checkpoint()
+            return self.revision
+        payload = commands.encode_update(items)
+        self._check_size(len(payload))
+        return commands.decode_put_result(await self._run(payload))
+
+    async def delete_prefix(self, prefix: str) -> int:
+        """Remove all keys that begin with ``prefix`` (all there are, for ``""``); how many there were.
+
+        Atomic up to ``settings.operations_per_command_max`` keys; more go in several steps, each of them atomic and a
+        revision, in key order. When one of them fails the earlier ones have taken effect: call it again.
+        """
+        data = self._key(check_text("prefix", prefix))
+        payload = commands.encode_delete_prefix(data, self._settings.operations_per_command_max)
+        deleted = 0
+        while True:
+            step = commands.decode_delete_prefix_result(await self._run(payload))
+            deleted += step.deleted
+            if not step.more:
+                return deleted
+
+    # -- reads that wait -----------------------------------------------------------------------------------------------
+
+    async def get(self, key: str, default: Any = None, *, revision: int | None = None) -> Any:
+        """The value under a key, or ``default``: linearizable, from any peer.
+
+        With a ``revision``: as it was then. The past does not change, so that asks nobody unless this replica has not
+        been there yet. CompactedError below the retained history, ConfigurationError for a revision that nobody has
+        made yet. Cancelling it leaves nothing behind; it never raises OutcomeUnknownError.
+        """
+        self._key(key)
+        key = self._prefix + key
+        if revision is None:
+            await self._replicator.barrier()
+            record = self._keyspace().get(key)
+        else:
+            await self._reach(check_count("revision", revision, 0))
+            record = self._keyspace().get_at(key, revision)
+        return default if record is None or record[0] is None else decode_value(record[0])
+
+    async def barrier(self) -> None:
+        """Return when this replica has everything that was committed anywhere before the call.
+
+        Every synchronous read that follows is at least as fresh as that. UnavailableError if no leader could be asked
+        in time. Cancelling it leaves nothing behind.
+        """
+        await self._replicator.barrier()
+
+    async def _reach(self, revision: int) -> None:
+        if revision <= self._keyspace().revision:
+            await trio.lowlevel.checkpoint()
+            return
+        await self._replicator.barrier()
+        newest = self._keyspace().revision
+        if revision > newest:
+            raise ConfigurationError(f"revision {revision} is in the future: the newest is {newest}")
+
+    # -- being told ----------------------------------------------------------------------------------------------------
+
+    def watch(
+        self, prefix: str = "", *, since: int | None = None, snapshot: bool = False, buffer: int = 1024
+    ) -> AbstractAsyncContextManager[Watch]:
+        """Every committed change of the keys that begin with ``prefix``: once, in revision order, without a gap.
+
+        ::
+
+            async with store.watch("feature/", since=bookmark) as changes:
+                async for change in changes:
+                    ...
+
+        From the moment the block is entered, nothing is missed. Neither a change of leader, nor a snapshot that is
+        installed under the watch, nor a restart with ``since=`` the last revision one was done with makes a gap.
+
+        Args:
+            prefix: "" for all keys (of the scope).
+            since: what came after this revision, out of the retained history at the reader's pace. One that this
+                replica has not reached yet is waited for: what came until then is not shown again to who has seen it
+                on another peer. By default: what comes after the block is entered.
+            snapshot: first the state as it is when the block is entered, as puts without a previous value, in key
+                order, all with the revision of that state; then what comes after it. Not together with ``since``.
+            buffer: changes that wait for the reader; a single revision may be larger.
+
+        Raises:
+            CompactedError: ``since`` is below the retained history, when the block is entered; or the reader was so
+                slow that the history went past him, from the iterator.
+            LaggedError: from the iterator; the buffer was full. ``since=error.revision`` goes on without a gap.
+            ClusterClosedError: at the start, or from the iterator, which never just ends.
+        """
+        prefix, since = self._check_watch(prefix, since, buffer)
+        if snapshot and since is not None:
+            raise ConfigurationError("snapshot=True begins with the present state, since= with the past: choose one")
+        return self._watching(prefix, since, snapshot, buffer)
+
+    @contextlib.asynccontextmanager
+    async def _watching(self, prefix: str, since: int | None, snapshot: bool, buffer: int) -> AsyncGenerator[Watch]:
+        await trio.lowlevel.checkpoint()
+        self._check_retained(since)
+        watch = self._hub.open(prefix, self._prefix, since=since, snapshot=snapshot, buffer=buffer)
+        try:
+            yield watch
+        finally:
+            watch.close()
+
+    def subscribe(
+        self,
+        callback: Callable[[Change], object],
+        *,
+        prefix: str = "",
+        since: int | None = None,
+        buffer: int = 1024,
+        on_error: Callable[[Exception], object] | None = None,
+    ) -> Subscription:
+        """Call ``callback(change)`` for each change, as ``watch`` would give it, from this call on.
+
+        Both callbacks may be plain or async functions. They run in a task of the subscription's own, one call at a
+        time, in order; a slow one delays nobody else. One that raises is logged, ``on_error`` is told, and it goes on
+        with the next change.
+
+        A callback that does not keep up (``on_error`` gets the LaggedError) is told of what it missed out of the
+        retained history. Only where that is gone, too (CompactedError), changes are missed: it goes on from the oldest
+        revision that is left, ``error.revision``. The subscription ends with the cluster, or by its ``cancel()``.
+
+        Raises CompactedError for a ``since`` below the retained history, and ClusterClosedError.
+        """
+        full_prefix, since = self._check_watch(prefix, since, buffer)
+        if not callable(callback):
+            raise ConfigurationError(f"callback must be callable, not {callback!r}")
+        self._hub.check_open()
+        self._check_retained(since)
+
+        def open_watch(since: int | None) -> Watch:
+            return self._hub.open(full_prefix, self._prefix, since=since, snapshot=False, buffer=buffer)
+
+        subscription = Subscription(open_watch, since, callback, on_error)
+        self._replicator.start_soon(subscription.run, f"subscription to {full_prefix!r}")
+        return subscription
+
+    def _check_watch(self, prefix: str, since: int | None, buffer: int) -> tuple[str, int | None]:
+        check_count("buffer", buffer, 1)
+        if since is not None:
+            check_count("since", since, 0)
+        return self._prefix + check_text("prefix", prefix), since
+
+    def _check_retained(self, since: int | None) -> None:
+        floor = self._keyspace().floor
+        if since is not None and since < floor:
+            raise CompactedError(
+                f"the changes since revision {since} are no longer retained, the history begins at {floor}:"
+                " read the state anew, with snapshot=True for example",
+                floor,
+            )
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _key(self, key: str) -> bytes:
+        if type(key) is not str:  # no subclass: it would come back as another type
+            raise EncodingError(f"keys are str, not {type(key).__qualname__}: {key!r:.100}")
+        return encode_key(self._prefix + key, self._key_bytes_max)
+
+    def _check_size(self, size: int) -> None:
+        limit = self._settings.command_bytes_max
+        if size > limit:
+            raise ValueTooLargeError(f"the command takes more than {limit} bytes: split it, or raise command_bytes_max")
+
+    async def _run(self, payload: bytes) -> bytes:
+        result = await self._propose(_MAP, payload)
+        if result[0]:
+            raise _refused(result)
+        return result[1:]
+
+
+def _refused(result: bytes) -> EncodingError:
+    """What every replica refused alike: it depends on what is stored, so it could not be seen before."""
+    return EncodingError(result[1:].decode(errors="replace"))
