@@ -1,0 +1,35 @@
+"""``python -m benchmarks BENCHMARK``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.children import ChildFailedError
+from benchmarks.puts import CONCURRENCIES, measure_puts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
+    puts = commands.add_parser("puts", help="durable puts, gets and reads of three processes, beside a bare pipeline")
+    puts.add_argument("--seconds", type=float, default=1.5, help="of each window (default: %(default)s)")
+    puts.add_argument("--rounds", type=int, default=5, help="windows of each kind (default: %(default)s)")
+    puts.add_argument("--quick", action="store_true", help="2 rounds of 0.4 s: an idea in less than half a minute")
+    puts.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCIES, metavar="N", help="in flight")
+    puts.add_argument("--directory", type=Path, help="on the disk to measure (default: that for temporary files)")
+    puts.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    arguments = parser.parse_args()
+    seconds, rounds = (0.4, 2) if arguments.quick else (arguments.seconds, arguments.rounds)
+    with tempfile.TemporaryDirectory(prefix="replikv-benchmark-", dir=arguments.directory) as directory:
+        try:
+            report = measure_puts(Path(directory), seconds=seconds, rounds=rounds, concurrencies=arguments.concurrency)
+        except ChildFailedError as exc:
+            sys.exit(str(exc))
+    print(report.json() if arguments.json else report)
+
+
+if __name__ == "__main__":
+    main()
