@@ -12,8 +12,9 @@ from typing import Self
 
 import trio
 
-from replikv.errors import ClusterClosedError, ConfigurationError
+from replikv.errors import ClusterClosedError, ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine.base import StateMachine
+from replikv.machine.envelope import CommandKind, Status
 from replikv.peer.admission import cluster_id_of
 from replikv.peer.peer import Peer, sole_error
 from replikv.peer.status import Status
@@ -118,8 +119,7 @@ class Cluster:
             raise ConfigurationError("members is empty: name at least this peer, or leave members out")
         for name, address in members.items():
             check_node_id(name)
-            if not isinstance(address, str) or not address:
-                raise ConfigurationError(f"the address of {name!r} in members must be a str, not {address!r}")
+            check_address(name, address)
         if node_id is not None and node_id not in members:
             raise ConfigurationError(f"node_id {node_id!r} is not among the members {sorted(members)}")
         if node_id is not None and self._address is not None and self._address != members[node_id]:
@@ -328,6 +328,33 @@ class Cluster:
         """What this peer knows of itself and the cluster at this moment. Raises ClusterClosedError."""
         return self._open_peer().status()
 
+    async def propose(self, command: bytes) -> bytes:
+        """Have the application's own StateMachine apply a command, exactly once; its result.
+
+        Returns when a majority has the command on disk and this process's machine has applied it. Cancelled, it may
+        have been applied, or may be later.
+
+        Raises:
+            EncodingError: the command is no bytes, or the machine raised on it: on every peer alike, changing nothing.
+            ValueTooLargeError: over ``settings.command_bytes_max``.
+            ConfigurationError: the cluster was opened without ``machine=``.
+            UnavailableError: surely not applied within ``settings.request_timeout_s``.
+            OutcomeUnknownError: may have been applied, or may be later.
+        """
+        peer = self._open_peer()
+        if self._machine is None:
+            raise ConfigurationError("this cluster has no StateMachine of its own: give one as machine=")
+        if not isinstance(command, bytes):
+            raise EncodingError(f"a command must be bytes, not {type(command).__name__}")
+        if len(command) > self._settings.command_bytes_max:
+            raise ValueTooLargeError(
+                f"the command has {len(command)} bytes: command_bytes_max is {self._settings.command_bytes_max}"
+            )
+        result = await peer.propose(CommandKind.CUSTOM, command)
+        if result[0] != Status.OK:
+            raise EncodingError(result[1:].decode(errors="replace"))
+        return result[1:]
+
     async def wait_leader(self) -> str:
         """Return the leader's node id as soon as this peer knows of one. Raises ClusterClosedError."""
         return await self._open_peer().wait_leader()
@@ -358,6 +385,12 @@ def check_node_id(node_id: object) -> None:
     """Raise ConfigurationError unless this can name a peer."""
     if not isinstance(node_id, str) or not 1 <= len(node_id.encode(errors="replace")) <= NODE_ID_BYTES_MAX:
         raise ConfigurationError(f"a node id must be a str of 1 to {NODE_ID_BYTES_MAX} bytes, not {node_id!r}")
+
+
+def check_address(node_id: str, address: object) -> None:
+    """Raise ConfigurationError unless this may be an address; what it means is the transport's to say."""
+    if not isinstance(address, str) or not address:
+        raise ConfigurationError(f"the address of {node_id!r} in members must be a str, not {address!r}")
 
 
 class _Started:

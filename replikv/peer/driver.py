@@ -121,7 +121,7 @@ class Driver:
         # (term, leader) as of the last turn.
         self._route = (node.raft.term, node.raft.leader)
         self._role = node.raft.role
-        self._log = structlog.get_logger(component="driver").bind(node=node_id)
+        self._log = structlog.get_logger(component="driver").bind(node=node_id, term=node.raft.term)
 
     # -- the inbox -----------------------------------------------------------------------------------------------------
 
@@ -220,10 +220,11 @@ class Driver:
         route = (raft.term, raft.leader)
         if route == self._route and raft.role is self._role:
             return
+        self._log = self._log.bind(term=raft.term)
         if raft.role is not self._role and Role.LEADER in (raft.role, self._role):
-            self._log.info("leadership", role=str(raft.role), term=raft.term)
+            self._log.info("leadership", role=str(raft.role))
         elif raft.leader not in (NO_NODE, self.node_id):
-            self._log.info("leader", leader=raft.leader, term=raft.term)
+            self._log.info("leader", leader=raft.leader)
         self._role = raft.role
         if route != self._route:
             self._route = route
@@ -457,7 +458,7 @@ class Driver:
         for listener in self.listeners:
             listener()
         installing.done.set()
-        self._log.info("snapshot installed", index=metadata.index, term=metadata.term, sender=installing.sender)
+        self._log.info("snapshot installed", index=metadata.index, sender=installing.sender)
 
     # -- why not -------------------------------------------------------------------------------------------------------
 

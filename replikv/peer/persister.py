@@ -36,6 +36,8 @@ class Persister:
         self.completed: list[Write] = []
         self.full = False
         """Whether the disk is full just now: nothing is acknowledged until there is room."""
+        # Writes in the queue or in the thread: while there are any, one without content has to keep its place.
+        self._outstanding = 0
         self._stopping = False
         self._log = structlog.get_logger(component="persister")
 
@@ -43,10 +45,12 @@ class Persister:
         """Queue a write. Without a disk it is durable, such as it is, at once."""
         if not self._storage.blocking:
             self._storage.write([write])
-            self.completed.append(write)
-            self._wake()
-        else:
+        elif write.must_sync or self._outstanding:
+            self._outstanding += 1
             self._queue.put(write)
+            return
+        self.completed.append(write)
+        self._wake()
 
     def release(self, index: int) -> None:
         """Let the storage delete what only holds entries up to ``index``, after the writes queued so far."""
@@ -120,6 +124,7 @@ class Persister:
 
     def _complete(self, batch: list[Write]) -> None:
         self.full = False
+        self._outstanding -= len(batch)
         self.completed += batch
         self._wake()
 

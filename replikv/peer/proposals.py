@@ -29,6 +29,8 @@ __all__ = ["Proposal", "Proposals"]
 
 _SESSION_AND_SEQUENCE: Final = struct.Struct(">QQ")
 _SESSION_AT: Final = 4  # where session and sequence stand in the envelope
+_FAILED: Final = int(Status.FAILED)  # an IntEnum member costs an attribute look-up per command
+_UNKNOWN_COMMAND: Final = int(Status.UNKNOWN_COMMAND)
 UNSETTLED_MAX: Final = WINDOW // 2
 
 
@@ -199,7 +201,7 @@ class Proposals:
 
     def _answer(self, proposal: Proposal, result: bytes) -> None:
         status = result[0]
-        if status == Status.OK or status == Status.FAILED:  # the hottest comparison there is
+        if status <= _FAILED or status == _UNKNOWN_COMMAND:
             del self._handed[proposal.sequence]
             task, proposal.task = proposal.task, None
             if task is not None:
