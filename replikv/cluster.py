@@ -14,7 +14,8 @@ import trio
 
 from replikv.errors import ClusterClosedError, ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine.base import StateMachine
-from replikv.machine.envelope import CommandKind, Status
+from replikv.machine.envelope import CommandKind
+from replikv.machine.envelope import Status as ResultStatus
 from replikv.peer.admission import cluster_id_of
 from replikv.peer.peer import Peer, sole_error
 from replikv.peer.status import Status
@@ -351,7 +352,7 @@ class Cluster:
                 f"the command has {len(command)} bytes: command_bytes_max is {self._settings.command_bytes_max}"
             )
         result = await peer.propose(CommandKind.CUSTOM, command)
-        if result[0] != Status.OK:
+        if result[0] != ResultStatus.OK:
             raise EncodingError(result[1:].decode(errors="replace"))
         return result[1:]
 
