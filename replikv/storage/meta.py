@@ -1,0 +1,69 @@
+"""``DIR/meta``: who the directory belongs to, readable with ``cat``: one line of JSON, and one with its checksum.
+
+Its presence is what makes a directory more than empty: it is written last, once everything it stands for is durable.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+from typing import Final
+
+from replikv.errors import CorruptionError, StorageError
+from replikv.storage.base import Identity
+from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem
+
+__all__ = ["FORMAT", "META_NAME", "read_meta", "write_meta"]
+
+META_NAME: Final = "meta"
+FORMAT: Final = 1
+"""The version of everything in the directory. Two lines and the checksum stay the same in every version."""
+
+
+def read_meta(filesystem: FileSystem, directory: Path) -> Identity | None:
+    """The identity of the directory, None if it has none. Raises CorruptionError, StorageError for a newer format."""
+    if META_NAME not in filesystem.list_directory(directory):
+        return None
+    path = directory / META_NAME
+    file = filesystem.open(path)
+    try:
+        data = file.pread(file.size(), 0)
+    finally:
+        file.close()
+    line, _, rest = data.partition(b"\n")
+    if rest != _checksum(line):
+        raise _damage(path, "the second line is not the checksum of the first")
+    try:
+        fields = json.loads(line)
+        version = fields.pop("format")
+        if version != FORMAT:
+            raise StorageError(
+                f"{directory} was written in format {version}; this replikv reads format {FORMAT}: upgrade it"
+            )
+        return Identity(**fields)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise _damage(path, f"the first line is not what replikv writes ({error})") from error
+
+
+def write_meta(filesystem: FileSystem, directory: Path, identity: Identity) -> None:
+    """Write the file, durably and all at once. There must be no temporary one."""
+    line = json.dumps({"format": FORMAT, **dataclasses.asdict(identity)}, separators=(",", ":")).encode()
+    temporary = directory / f"{META_NAME}{TEMPORARY_SUFFIX}"
+    file = filesystem.open(temporary, create=True)
+    try:
+        file.pwrite(line + b"\n" + _checksum(line), 0)
+        file.fsync()
+    finally:
+        file.close()
+    filesystem.rename(temporary, directory / META_NAME)
+    filesystem.sync_directory(directory)
+
+
+def _checksum(line: bytes) -> bytes:
+    return b"crc32 %08x\n" % zlib.crc32(line)
+
+
+def _damage(path: Path, what: str) -> CorruptionError:
+    return CorruptionError(f"{path} is damaged at byte 0: {what}; restore it from a backup of the disk", str(path), 0)
