@@ -9,7 +9,7 @@ from logs import terms
 from network import FRESH, HOLE, Peer, net, three
 
 from replikv.raft.entries import NO_NODE
-from replikv.raft.messages import AppendEntries, RequestVote, RequestVoteResponse
+from replikv.raft.messages import AppendEntries, Heartbeat, Message, RequestVote, RequestVoteResponse
 from replikv.raft.roles import Role
 
 FOLLOWER, PRE_CANDIDATE, CANDIDATE, LEADER = Role.FOLLOWER, Role.PRE_CANDIDATE, Role.CANDIDATE, Role.LEADER
@@ -217,6 +217,49 @@ def test_a_stale_vote_is_not_counted() -> None:
 
     peer.step(RequestVoteResponse(to="1", sender="2", term=2))
     assert (LEADER, 2) == peer.state
+
+
+def test_a_late_pre_vote_is_not_counted_as_a_vote() -> None:
+    """A grant of the pre-vote carries the term of the election that follows it, and has no say in that."""
+    peer = Peer("1", "12345", pre_vote=True)
+    peer.node.campaign()
+    peer.take()
+    for voter in "2345":
+        peer.step(RequestVoteResponse(to="1", sender=voter, term=1, pre_vote=True))
+    assert (CANDIDATE, 1) == peer.state
+
+    for voter in "23":
+        peer.step(RequestVoteResponse(to="1", sender=voter, term=1))
+    assert (LEADER, 1) == peer.state
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        RequestVote(to="1", sender="2", term=2, last_index=1, last_term=1),
+        AppendEntries(to="1", sender="2", term=2),
+        Heartbeat(to="1", sender="2", term=1),
+    ],
+    ids=["a vote", "an append", "a heartbeat"],
+)
+def test_the_election_timer_starts_anew(message: Message) -> None:
+    """Whoever gives a vote, or hears of the leader, waits a whole timeout again (5.2)."""
+    peer = Peer(term=1, election_ticks=10)
+    peer.tick(9)
+
+    peer.step(message)
+
+    assert [] == peer.tick(9)
+
+
+def test_a_refused_vote_does_not_delay_the_own_campaign() -> None:
+    """A candidate that cannot win must not hold up one that can (5.2: only granting a vote resets the timer)."""
+    peer = Peer(log=terms(1, 1), term=1, vote="3")
+    peer.raft.election_elapsed = 9
+
+    peer.step(RequestVote(to="1", sender="2", term=1))
+
+    assert 9 == peer.raft.election_elapsed
 
 
 def test_a_vote_stands_when_the_candidate_steps_down() -> None:

@@ -112,6 +112,35 @@ def test_an_answer_resumes_each_follower_by_itself() -> None:
     assert ("3", (Entry(2, 1),)) == (to_3.to, to_3.entries)
 
 
+def test_a_follower_that_was_paused_hears_of_the_commit() -> None:
+    """What was committed while it did not answer is told with the next message, though there are no entries to send."""
+    peer = Peer()
+    peer.lead(acknowledged=False)
+    acknowledge(peer, 1)
+
+    [to_3] = acknowledge(peer, 1, sender="3")
+
+    assert ("3", (), 1) == (to_3.to, to_3.entries, to_3.commit)
+
+
+def test_a_rejection_while_replicating_leads_back_to_probing() -> None:
+    """A message was lost: start again behind what is known to match, one message at a time (5.3)."""
+    peer, progress = leader_of("12")
+    progress.become_replicate()
+    propose(peer)
+    acknowledge(peer, 2)
+    propose(peer)
+    propose(peer)
+
+    [again] = only(
+        peer.step(AppendEntriesResponse(to="1", sender="2", term=1, index=3, reject=True, hint_index=2, hint_term=1)),
+        AppendEntries,
+    )
+
+    assert (2, (3, 4)) == (again.previous_index, tuple(entry.index for entry in again.entries))
+    assert (ProgressState.PROBE, 3, True) == (progress.state, progress.next, progress.paused)
+
+
 def test_an_unreachable_follower_is_probed_again() -> None:
     """What was sent ahead may be lost (TestRecvMsgUnreachable)."""
     peer, progress = leader_of("12", log=terms(1, 1, 1))

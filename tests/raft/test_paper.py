@@ -172,7 +172,7 @@ def test_election_timeouts_are_random(role: Role) -> None:
     for _ in range(500):
         reset(peer, role)
         ticks = 0
-        while not peer.raft.messages_after_append:
+        while not peer.raft.messages_after_append and ticks < 100:
             peer.raft.tick()
             ticks += 1
         timeouts.add(ticks)
@@ -188,9 +188,12 @@ def test_election_timeouts_seldom_collide(role: Role) -> None:
     for _ in range(300):
         for peer in peers:
             reset(peer, role)
-        while not (timed_out := sum(bool(peer.raft.messages_after_append) for peer in peers)):
+        for _ in range(20):
+            if timed_out := sum(bool(peer.raft.messages_after_append) for peer in peers):
+                break
             for peer in peers:
                 peer.raft.tick()
+        assert timed_out
         collisions += timed_out > 1
 
     assert collisions <= 0.3 * 300

@@ -11,7 +11,7 @@ from network import FRESH, HOLE, Peer, accept, net, only, three
 from replikv.errors import InternalError
 from replikv.raft.core import ProposalDroppedError
 from replikv.raft.entries import Entry
-from replikv.raft.messages import AppendEntries, AppendEntriesResponse
+from replikv.raft.messages import AppendEntries, AppendEntriesResponse, RequestVoteResponse
 from replikv.raft.roles import Role
 
 SOME = b"somedata"
@@ -146,6 +146,24 @@ def test_a_lost_message_is_sent_again_without_proposals() -> None:
     network.settle(*network["1"].tick(2))
 
     assert [SOME] == network["3"].payloads
+
+
+@pytest.mark.parametrize(
+    ("leader_log", "follower_log"),
+    [
+        pytest.param(terms(1, 3, 3, 3, 5, 5, 5, 5, 5), terms(1, 1, 1, 1, 2, 2, 2, 2, 2), id="the leader skips terms"),
+        pytest.param(terms(1, 1, 1, 1, 1, 5), terms(1, 1, 1, 1, 1, 4, 4, 4, 4, 4), id="the follower is longer"),
+        pytest.param(terms(1, 1, 1, 1, 1, 5, 5, 5, 5), terms(1, 1), id="the follower is shorter"),
+    ],
+)
+def test_diverging_logs_meet_in_one_rejection(leader_log: list[Entry], follower_log: list[Entry]) -> None:
+    """Both sides skip what cannot match, a whole term at a time (5.3, at its end; TestFastLogRejection)."""
+    network = net({"log": leader_log, "term": 5}, {"log": follower_log, "term": 5}, HOLE)
+    network.campaign("1")
+    network.settle(RequestVoteResponse(to="1", sender="3", term=6))
+
+    assert 1 == sum(message.reject for message in only(network.sent, AppendEntriesResponse))
+    assert network["1"].log == network["2"].log
 
 
 def test_a_second_leader_of_the_term_is_a_bug() -> None:
