@@ -128,9 +128,16 @@ class MemoryStorage:
             raise CompactedIndexError(low)
         if high > self.last_index() + 1:
             raise UnavailableIndexError(high)
-        start = low - self._base_index - 1
-        found = self._entries[start : high - self._base_index - 1]
-        return found if bytes_max is None else limit_size(found, bytes_max)
+        start, stop = low - self._base_index - 1, high - self._base_index - 1
+        if bytes_max is not None:
+            # Not limit_size: a page for a follower far behind must not cost a copy of all that it lacks.
+            total = 0
+            for position in range(start, stop):
+                total += self._entries[position].size
+                if total > bytes_max and position > start:
+                    stop = position
+                    break
+        return self._entries[start:stop]
 
     def snapshot(self) -> SnapshotMetadata:
         """As :meth:`StableStorage.snapshot`."""

@@ -236,8 +236,8 @@ def test_a_late_pre_vote_is_not_counted_as_a_vote() -> None:
 @pytest.mark.parametrize(
     "message",
     [
-        RequestVote(to="1", sender="2", term=2, last_index=1, last_term=1),
-        AppendEntries(to="1", sender="2", term=2),
+        RequestVote(to="1", sender="2", term=1, last_index=1, last_term=1),
+        AppendEntries(to="1", sender="2", term=1),
         Heartbeat(to="1", sender="2", term=1),
     ],
     ids=["a vote", "an append", "a heartbeat"],
