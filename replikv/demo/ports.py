@@ -21,10 +21,10 @@ def free_ports(count: int) -> list[int]:
     ports: list[int] = []
     with contextlib.ExitStack() as held:
         for port in random.sample(CANDIDATES, len(CANDIDATES)):
+            if len(ports) == count:
+                return ports
             probe = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):
                 probe.bind((HOST, port))
                 ports.append(port)
-            if len(ports) == count:
-                return ports
     raise OSError(f"no {count} free ports among {CANDIDATES.start} to {CANDIDATES.stop - 1} on {HOST}")
