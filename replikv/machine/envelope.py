@@ -13,12 +13,23 @@ from typing import Final, NamedTuple
 
 from replikv.errors import InternalError
 
-__all__ = ["HEADER", "HEADER_BYTES", "VERSION", "CommandKind", "Envelope", "Status", "pack_commands", "unpack_commands"]
+__all__ = [
+    "HEADER",
+    "HEADER_BYTES",
+    "VERSION",
+    "CommandKind",
+    "Envelope",
+    "Status",
+    "pack_commands",
+    "pack_head",
+    "unpack_commands",
+]
 
 HEADER: Final = struct.Struct(">BBHQQQ")
 """Version, kind, flags (0), session, sequence, acknowledged below."""
 HEADER_BYTES: Final = HEADER.size
 _ITEM: Final = struct.Struct(">BI")
+_ITEM_AND_HEADER: Final = struct.Struct(_ITEM.format + HEADER.format.removeprefix(">"))
 _BYTE_STRING_32: Final = 0x5A  # CBOR major type 2 with a length of four bytes (RFC 8949, section 3)
 VERSION: Final = 1
 
@@ -81,6 +92,13 @@ class Envelope(NamedTuple):
         if version != VERSION:
             raise InternalError(f"a command of version {version}: this replikv reads version {VERSION}; upgrade it")
         return cls(kind, session, sequence, below, data[HEADER_BYTES:])
+
+
+def pack_head(payload_bytes: int, kind: int, session: int, sequence: int, acknowledged_below: int) -> bytes:
+    """What stands before the payload of a command in an entry: item head and envelope header, packed at once."""
+    return _ITEM_AND_HEADER.pack(
+        _BYTE_STRING_32, HEADER_BYTES + payload_bytes, VERSION, kind, 0, session, sequence, acknowledged_below
+    )
 
 
 def pack_commands(commands: Iterable[bytes]) -> bytes:

@@ -47,6 +47,9 @@ from replikv.transport.base import Transport
 
 __all__ = ["Driver"]
 
+TRIMMED_PER_TICK = 500
+"""Changes below the history floor that are freed per tick, beside those that every command frees: about 1 ms."""
+
 
 class Batch(NamedTuple):
     """Packed commands of one source, and what to do when the core does not take them."""
@@ -118,6 +121,8 @@ class Driver:
         # What was applied since the last snapshot was begun.
         self._log_bytes = 0
         self._log_entries = 0
+        # Node id -> the tick of its last frame: a connection may be up and nobody at its other end.
+        self._heard: dict[str, int] = {}
         # (term, leader) as of the last turn.
         self._route = (node.raft.term, node.raft.leader)
         self._role = node.raft.role
@@ -186,6 +191,7 @@ class Driver:
     def _take_frames(self) -> None:
         frames, self._frames = self._frames, []
         for sender, frame in frames:
+            self._heard[sender] = self.ticks
             try:
                 content = decode(frame, sender, self.node_id)
             except MalformedFrameError as exc:
@@ -214,6 +220,7 @@ class Driver:
             del self._outstanding[batch]
         if self.node.raft.role is Role.LEADER:
             self._bind_incarnations()
+        self.replica.keyspace.trim(TRIMMED_PER_TICK)
 
     def _note_route(self) -> None:
         raft = self.node.raft
@@ -253,10 +260,9 @@ class Driver:
         registration = self.proposals.take_registration(self.ticks)
         if registration is not None:
             return Batch(pack_commands([registration]), self.proposals.registration_lost)
-        taken = self.proposals.take(self.ticks, self.settings.entry_bytes_max - self.settings.command_bytes_max)
-        if not taken:
-            return None
-        return Batch(pack_commands([p.data for p in taken]), lambda: self.proposals.give_back(taken))
+        room = (self.settings.entry_bytes_max - self.settings.command_bytes_max) // 2
+        taken, commands = self.proposals.take(self.ticks, room)
+        return Batch(commands, lambda: self.proposals.give_back(taken)) if taken else None
 
     def _propose(self) -> None:
         batches, self._forwarded = self._forwarded, []
@@ -320,12 +326,15 @@ class Driver:
         It is harmless when repeated, and so needs no session.
         """
         keyspace = self.replica.keyspace
-        floor = keyspace.floor_for(
-            revisions_max=self.settings.history_revisions, bytes_max=self.settings.history_bytes_max
-        )
+        settings = self.settings
         # A tenth of slack: one command for many revisions.
-        slack = self.settings.history_revisions // 10
-        if floor <= max(keyspace.floor, self._floor_proposed) + slack:
+        slack = settings.history_revisions // 10
+        revisions = keyspace.revision - max(keyspace.floor, self._floor_proposed)
+        if revisions <= settings.history_revisions + slack and keyspace.history_bytes <= settings.history_bytes_max:
+            return None
+        bytes_max = settings.history_bytes_max
+        floor = keyspace.floor_for(revisions_max=settings.history_revisions, bytes_max=bytes_max - bytes_max // 10)
+        if floor <= max(keyspace.floor, self._floor_proposed):
             return None
         self._floor_proposed = floor
         command = Envelope(CommandKind.MAP, 0, 0, 0, encode_compact(floor)).encode()
@@ -486,14 +495,18 @@ class Driver:
         return f"{raft.leader} leads and every voter is connected: the cluster is slower than the load"
 
     def missing(self) -> list[str]:
-        """The voters that this peer has no connection to, or, as the leader, has not heard from lately."""
+        """The voters that this peer has no connection to, or has not heard where it should have.
+
+        Without a leader everybody answers votes, and those are asked for at least every two election timeouts; a leader
+        is answered at every heartbeat. One follower of a leader does not hear of another.
+        """
         statistics = self._transport.statistics()
-        raft = self.node.raft
+        following = self.node.raft.leader not in (NO_NODE, self.node_id)
+        silent_before = self.ticks - 2 * self.settings.election_ticks
         absent = []
         for node_id in sorted(self.admission.membership.voters - {self.node_id}):
             connected = node_id in statistics and bool(statistics[node_id]["connected"])
-            progress = raft.tracker.progress.get(node_id)
-            silent = raft.role is Role.LEADER and progress is not None and not progress.recent_active
+            silent = not following and self._heard.get(node_id, 0) < silent_before
             if silent or not connected:
                 absent.append(node_id)
         return absent

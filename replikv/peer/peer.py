@@ -72,8 +72,8 @@ class Peer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a peer until cancelled; started once the replica is rebuilt from disk and the transport listens.
 
-        On the way out everything that is queued for the disk is written and the storage is closed; tasks that still
-        wait for an answer get ClusterClosedError.
+        On the way out everything that is queued for the disk is written and the storage is closed. Tasks that still
+        wait for an answer get ClusterClosedError; those whose command was handed over, OutcomeUnknownError.
 
         Raises what made the peer fail: StorageError, WrongClusterError, OSError of the address to bind, InternalError.
         """
@@ -107,6 +107,8 @@ class Peer:
                 self._nursery = None
                 driver.proposals.fail_all(self._closed_error, "the cluster was closed before an answer came")
                 driver.barriers.fail_all(self._closed_error)
+                driver.leader_changed.set()
+                driver.snapshot_taken.set()
 
     async def _restore(self) -> None:
         """Rebuild the replica from the newest snapshot, a slice at a time, and put the parts together."""
@@ -284,6 +286,7 @@ class Peer:
         driver.wake()
         while self._storage.image.snapshot().index < wanted:
             await driver.snapshot_taken.wait()
+            self.check_open()
         await trio.lowlevel.checkpoint()
 
     def status(self) -> Status:

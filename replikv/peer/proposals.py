@@ -22,12 +22,12 @@ import outcome
 import trio
 
 from replikv.errors import InternalError, OutcomeUnknownError
-from replikv.machine.envelope import CommandKind, Envelope, Status
+from replikv.machine.envelope import CommandKind, Envelope, Status, pack_head
 from replikv.machine.sessions import WINDOW, Sessions
 
 __all__ = ["Proposal", "Proposals"]
 
-_SESSION_AND_SEQUENCE: Final = struct.Struct(">QQ")
+_session_and_sequence: Final = struct.Struct(">QQ").unpack_from
 _SESSION_AT: Final = 4  # where session and sequence stand in the envelope
 _FAILED: Final = int(Status.FAILED)  # an IntEnum member costs an attribute look-up per command
 _UNKNOWN_COMMAND: Final = int(Status.UNKNOWN_COMMAND)
@@ -37,7 +37,7 @@ UNSETTLED_MAX: Final = WINDOW // 2
 class Proposal:
     """One command of a task that waits for its result."""
 
-    __slots__ = ("attempts", "data", "deadline", "handed_ticks", "kind", "payload", "sequence", "task")
+    __slots__ = ("attempts", "deadline", "handed_ticks", "kind", "payload", "sequence", "task")
 
     def __init__(self, kind: int, payload: bytes, task: trio.lowlevel.Task, deadline: float) -> None:
         self.kind = kind
@@ -47,7 +47,6 @@ class Proposal:
         self.deadline = deadline
         # 0 until it is handed over for the first time.
         self.sequence = 0
-        self.data = b""
         # How often it was handed over, less the times it surely was not taken: 0 means surely not applied.
         self.attempts = 0
         self.handed_ticks = 0
@@ -72,7 +71,6 @@ class Proposals:
         self._unsettled: dict[int, None] = {}
         # The position at which the session was registered; 0 without one.
         self.session = 0
-        self._session_bytes = b""
         self._nonce = randomness.getrandbits(63)
         self._registration_handed_ticks: int | None = None
         self._next_sequence = 1
@@ -99,44 +97,47 @@ class Proposals:
 
     # -- handing over --------------------------------------------------------------------------------------------------
 
-    def take(self, now_ticks: int, bytes_max: int) -> list[Proposal]:
-        """What to hand over now, each with its encoded ``data``: what must go again first, then what is new.
+    def take(self, now_ticks: int, bytes_max: int) -> tuple[list[Proposal], bytes]:
+        """What to hand over now, and its commands packed as in an entry: what must go again first, then what is new.
 
-        Bounded by ``bytes_max`` of data (one is always let through), by the window and by the limit in flight. Without
-        a session nothing is taken: see :meth:`take_registration`.
+        Bounded by ``bytes_max`` of payload (one is always let through), by the window and by the limit in flight.
+        Without a session nothing is taken: see :meth:`take_registration`.
         """
         taken: list[Proposal] = []
         if not self.session:
-            return taken
+            return taken, b""
         size = 0
-        again = self._again
+        again, handed, queue = self._again, self._handed, self._queue
         while again and size < bytes_max:
             proposal = again.popleft()
-            if proposal.task is not None and proposal.sequence in self._handed:
-                size += len(proposal.data)
+            if proposal.task is not None and proposal.sequence in handed:
+                size += len(proposal.payload)
                 taken.append(proposal)
-        handed, queue = self._handed, self._queue
         low = self._advance_low()
         sequence = self._next_sequence
-        end = low + WINDOW
-        room = self._in_flight_max - len(handed)
-        while queue and size < bytes_max and sequence < end and room > 0:
+        room = min(self._in_flight_max - len(handed), low + WINDOW - sequence)
+        while queue and size < bytes_max and room > 0:
             proposal = queue.popleft()
             if proposal.task is None:
                 continue
             proposal.sequence = sequence
-            proposal.data = Envelope(proposal.kind, self.session, sequence, low, proposal.payload).encode()
-            proposal.payload = b""
             handed[sequence] = proposal
-            size += len(proposal.data)
+            size += len(proposal.payload)
             taken.append(proposal)
             sequence += 1
             room -= 1
         self._next_sequence = sequence
-        for proposal in taken:
+        return taken, self._pack(taken, low, now_ticks)
+
+    def _pack(self, proposals: list[Proposal], low: int, now_ticks: int) -> bytes:
+        session = self.session
+        parts: list[bytes] = []
+        for proposal in proposals:
             proposal.attempts += 1
             proposal.handed_ticks = now_ticks
-        return taken
+            payload = proposal.payload
+            parts += (pack_head(len(payload), proposal.kind, session, proposal.sequence, low), payload)
+        return b"".join(parts)
 
     def take_registration(self, now_ticks: int) -> bytes | None:
         """The command that registers this peer's session, unless there is one or it is on its way."""
@@ -188,16 +189,22 @@ class Proposals:
         if not self.session:
             self._find_registration(commands, results)
             return
-        session = self._session_bytes
-        handed = self._handed
+        session, handed = self.session, self._handed
+        reschedule, value = trio.lowlevel.reschedule, outcome.Value
         for command, result in zip(commands, results, strict=True):
-            if command[_SESSION_AT : _SESSION_AT + 8] == session:
-                sequence = int.from_bytes(command[_SESSION_AT + 8 : _SESSION_AT + 16])
-                proposal = handed.get(sequence)
-                if proposal is not None:
-                    self._answer(proposal, result)
-                    if self._session_bytes is not session:
-                        return  # the session is gone, and what follows of it was refused alike
+            owner, sequence = _session_and_sequence(command, _SESSION_AT)
+            if owner != session or (proposal := handed.get(sequence)) is None:
+                continue
+            if result[0] <= _FAILED:  # _answer's first case, for the many
+                del handed[sequence]
+                task = proposal.task
+                if task is not None:
+                    proposal.task = None
+                    reschedule(task, value(result))
+                continue
+            self._answer(proposal, result)
+            if self.session != session:
+                return  # the session is gone, and what follows of it was refused alike
 
     def _answer(self, proposal: Proposal, result: bytes) -> None:
         status = result[0]
@@ -222,23 +229,21 @@ class Proposals:
     def _begin_anew(self, proposals: list[Proposal]) -> None:
         for proposal in reversed(proposals):
             if proposal.task is not None:
-                proposal.payload = Envelope.decode(proposal.data).payload
                 proposal.sequence = proposal.attempts = 0
-                proposal.data = b""
                 self._queue.appendleft(proposal)
         self._handed.clear()
         self._again.clear()
         self._unsettled.clear()
-        self.session, self._session_bytes = 0, b""
+        self.session = 0
         self._nonce = self._random.getrandbits(63)
         self._registration_handed_ticks = None
         self._next_sequence = self._low = 1
 
     def _find_registration(self, commands: Sequence[bytes], results: Sequence[bytes]) -> None:
-        wanted = _SESSION_AND_SEQUENCE.pack(0, self._nonce)
+        wanted = (0, self._nonce)
         for command, result in zip(commands, results, strict=True):
             if (
-                command[_SESSION_AT : _SESSION_AT + 16] == wanted
+                _session_and_sequence(command, _SESSION_AT) == wanted
                 and command[1] == CommandKind.REGISTER
                 and result[0] == Status.OK
             ):
@@ -247,7 +252,6 @@ class Proposals:
 
     def _open_session(self, session: int) -> None:
         self.session = session
-        self._session_bytes = session.to_bytes(8)
         self._next_sequence = self._low = 1
 
     def find_in(self, sessions: Sessions) -> None:

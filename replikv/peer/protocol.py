@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from replikv.raft.entries import Entry, SnapshotMetadata
+from replikv.raft.log import check_slice
 from replikv.raft.membership import Membership
 from replikv.raft.messages import (
     AppendEntries,
@@ -193,6 +194,7 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
         entries.append(Entry(index, entry_term, data, kind))
     if position != len(frame):
         raise ValueError("bytes after the last entry")
+    check_slice(term, previous_index, previous_term, entries)
     return AppendEntries(
         to=to,
         sender=sender,

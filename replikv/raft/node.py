@@ -101,8 +101,8 @@ class RawNode:
             or raft.messages_after_append
             or raft.read_states
             or self._vote_changed()
-            or raft.log.next_unstable_entries()
-            or raft.log.next_unstable_snapshot() is not None
+            or raft.log.has_next_unstable_entries()
+            or raft.log.has_next_unstable_snapshot()
             or raft.log.has_next_committed_entries(allow_unstable=False)
         )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import os
 import socket as stdlib_socket
 from collections import deque
 from types import TracebackType
@@ -77,6 +78,18 @@ class Connection:
             await self._stream.send_all(data)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise ConnectionLostError(_in_words(exc)) from exc
+
+    def send_nowait(self, data: bytes) -> int:
+        """Give the kernel as much of it as it takes at once; how many bytes that were.
+
+        Must not be called while ``send`` is under way. A broken connection takes nothing: who waits on it will tell.
+        """
+        if not isinstance(self._stream, trio.SocketStream):
+            return 0
+        try:
+            return os.write(self._stream.socket.fileno(), data)
+        except OSError:
+            return 0
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end of the stream."""

@@ -31,8 +31,15 @@ class Outbox:
         """What the reader took last: it counts as queued until the reader comes back for more."""
         self.queued_bytes = 0
         """The cost of ``_frames``, and of what is in hand."""
+        self._rest = b""
+        """What is left of a frame whose beginning has gone out without the reader: it goes first."""
         self._wakeup: trio.Event | None = None
         """Set by the next ``put``; there while the reader waits."""
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is queued, nor in the reader's hand."""
+        return not self.queued_bytes
 
     def put(self, frame: bytes) -> bool:
         """Queue a frame; False when there is no room."""
@@ -41,17 +48,25 @@ class Outbox:
             return False
         self.queued_bytes += cost
         self._frames.append(frame)
-        if self._wakeup is not None:
-            self._wakeup.set()
-            self._wakeup = None
+        self._wake()
         return True
+
+    def put_rest(self, rest: bytes) -> None:
+        """Queue what is left of a frame, as it goes over the wire. The outbox must be empty."""
+        self.queued_bytes += len(rest)
+        self._rest = rest
+        self._wake()
 
     async def take(self) -> bytes:
         """The next frames, whole and as they go over the wire, at least one. Cancelling it loses nothing."""
         self._settle()
-        while not self._frames:  # again, when they were cleared between the wake-up and our turn
+        while not self._frames and not self._rest:  # again, when they were cleared between the wake-up and our turn
             self._wakeup = trio.Event()
             await self._wakeup.wait()
+        if self._rest:
+            rest, self._rest = self._rest, b""
+            self._in_hand_bytes = len(rest)
+            return rest
         batch = [self._frames.popleft()]
         batch_bytes = len(batch[0])
         while self._frames and batch_bytes + len(self._frames[0]) <= BATCH_BYTES_MAX:
@@ -63,10 +78,16 @@ class Outbox:
 
     def clear(self) -> int:
         """Forget everything; how many frames that were still queued."""
-        forgotten = len(self._frames)
+        forgotten = len(self._frames) + bool(self._rest)
         self._frames.clear()
+        self._rest = b""
         self.queued_bytes = self._in_hand_bytes = 0
         return forgotten
+
+    def _wake(self) -> None:
+        if self._wakeup is not None:
+            self._wakeup.set()
+            self._wakeup = None
 
     def _settle(self) -> None:
         self.queued_bytes -= self._in_hand_bytes

@@ -21,7 +21,7 @@ from replikv.transport.connection import Connection, ConnectionLostError, Stream
 from replikv.transport.handshake import CHANNEL, FRAMES, Initiator, Responder
 from replikv.transport.links import Link, LinkedTransport, admit_expected
 from replikv.transport.outbox import Outbox
-from replikv.transport.wire import FrameDecoder, PeerConnectionError
+from replikv.transport.wire import FrameDecoder, PeerConnectionError, encode_frames
 
 __all__ = ["TcpTransport"]
 
@@ -237,24 +237,38 @@ class _TcpLink(Link):
         super().__init__(node_id, receiver, settings, chance)
         self._dial = dial
         self._outbox = Outbox(settings.outbox_bytes_max)
+        self._connection: Connection | None = None
+        """The connection that frames go out on, while there is one."""
 
     @property
     def queued_bytes(self) -> int:
         return self._outbox.queued_bytes
 
     def _enqueue(self, frame: bytes) -> bool:
-        return self._outbox.put(frame)
+        # What finds nothing before it goes out at once: to wait for the writer's turn would cost each message a round
+        # of the event loop, and a commit has four messages one after the other.
+        if not self._outbox.empty or self._connection is None:
+            return self._outbox.put(frame)
+        data = encode_frames([frame])
+        sent = self._connection.send_nowait(data)
+        if sent < len(data):
+            self._outbox.put_rest(data[sent:])
+        return True
 
     def _discard(self) -> int:
         return self._outbox.clear()
 
     async def _connect_and_hold(self, address: str) -> None:
         async with await self._dial(self.node_id, address, FRAMES) as connection:
-            self._up()
-            faults: list[PeerConnectionError] = []
-            async with trio.open_nursery() as nursery:
-                for work in (self._write, self._watch):
-                    nursery.start_soon(self._until_fault, work, connection, faults, nursery.cancel_scope)
+            self._connection = connection
+            try:
+                self._up()
+                faults: list[PeerConnectionError] = []
+                async with trio.open_nursery() as nursery:
+                    for work in (self._write, self._watch):
+                        nursery.start_soon(self._until_fault, work, connection, faults, nursery.cancel_scope)
+            finally:
+                self._connection = None
             raise faults[0]
 
     @staticmethod
