@@ -48,6 +48,7 @@ class Persister:
         elif write.must_sync or self._outstanding:
             self._outstanding += 1
             self._queue.put(write)
+            if __import__("os").environ.get("YIELD"): time.sleep(0)
             return
         self.completed.append(write)
         self._wake()
