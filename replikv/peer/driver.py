@@ -252,7 +252,11 @@ class Driver:
         leader = self.node.raft.leader
         if leader == self.node_id:
             self._propose()
-        elif leader != NO_NODE and self.proposals.waiting and self.ticks >= self._hold_until_ticks:
+            return
+        forwarded, self._forwarded = self._forwarded, []
+        for batch in forwarded:
+            batch.dropped()  # leadership was lost within this turn
+        if leader != NO_NODE and self.proposals.waiting and self.ticks >= self._hold_until_ticks:
             self._forward(leader)
 
     def _own_batch(self) -> Batch | None:
@@ -309,7 +313,7 @@ class Driver:
         def refuse() -> None:
             self._transport.send(sender, encode_refusal(forwarded.batch, self.node.raft.leader))
 
-        if self.node.raft.role is Role.LEADER:
+        if self.node.raft.role is Role.LEADER and len(forwarded.commands) <= self.settings.entry_bytes_max:
             self._forwarded.append(Batch(forwarded.commands, refuse))
         else:
             refuse()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -48,7 +49,7 @@ class Persister:
         elif write.must_sync or self._outstanding:
             self._outstanding += 1
             self._queue.put(write)
-            if __import__("os").environ.get("YIELD"): time.sleep(0)
+            time.sleep(0)  # let go of the interpreter's lock: the thread should write while this turn goes on
             return
         self.completed.append(write)
         self._wake()
@@ -67,7 +68,9 @@ class Persister:
             await trio.sleep_forever()
         token = trio.lowlevel.current_trio_token()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(trio.to_thread.run_sync, self._write_until_told, token)
+            # A limiter of its own: the application may keep all of trio's default threads busy.
+            work = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
+            nursery.start_soon(work, self._write_until_told, token)
             task_status.started()
             try:
                 await trio.sleep_forever()
