@@ -26,7 +26,7 @@ def with_free_ports(program: str) -> str:
 def run_program(program: str, directory: Path) -> str:
     """What the program prints. It must end with exit code 0, say nothing on standard error, and leave no file."""
     file = directory / "program.py"
-    file.write_text(with_free_ports(program))
+    file.write_text(with_free_ports(program), "utf-8")
     done = subprocess.run(
         [sys.executable, "-W", "error", str(file)],
         cwd=directory,

@@ -40,7 +40,7 @@ EXPECTED = {
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_an_example_shows_what_it_is_there_for(name: str, tmp_path: Path) -> None:
     """It ends by itself, with exit code 0 and no file left, and has printed what a reader expects."""
-    output = run_program((EXAMPLES / name).read_text(), tmp_path)
+    output = run_program((EXAMPLES / name).read_text("utf-8"), tmp_path)
     assert [] == [line for line in EXPECTED[name] if re.search(line, output) is None], output
 
 
