@@ -171,10 +171,14 @@ class Driver:
         """Turn after turn until cancelled. Raises InternalError when an invariant breaks."""
         while True:
             await self._woken.wait()
+            if self.node.commit_untold:
+                # Those who were answered are about to send more: what they send takes the commit index along.
+                await trio.lowlevel.checkpoint()
             self._woken = trio.Event()
             self._turn()
 
     def _turn(self) -> None:
+        commit_untold = self.node.commit_untold
         self._take_frames()
         self._take_received_snapshots()
         if self._ticks_due:
@@ -182,6 +186,8 @@ class Driver:
             self._tick()
         self._note_route()
         self._hand_over()
+        if commit_untold:
+            self.node.tell_commit()
         self._begin_reads()
         self._work()
         self._note_route()
@@ -415,6 +421,8 @@ class Driver:
                 listener()
             if self.applier.behind or self.node.has_ready():
                 self._woken.set()
+        if self.node.commit_untold:
+            self._woken.set()
         self.barriers.release(self.applier.index)
 
     def _apply_membership(self, entry: Entry) -> None:

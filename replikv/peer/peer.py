@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from types import MappingProxyType
+from typing import Any
 
 import structlog
 import trio
@@ -26,7 +27,7 @@ from replikv.settings import Settings
 from replikv.storage.base import Storage
 from replikv.transport.base import Channel, Hello, Transport
 
-__all__ = ["Peer", "sole_error"]
+__all__ = ["Peer", "is_cancellation", "sole_error"]
 
 RESTORE_SLICE_S = 0.005
 """How long a replica is rebuilt from disk before other tasks get their turn."""
@@ -150,6 +151,7 @@ class Peer:
             check_quorum=True,
             message_bytes_max=settings.message_bytes_max,
             uncommitted_bytes_max=settings.uncommitted_bytes_max,
+            commit_rides_along=True,
             inflight_messages_max=settings.inflight_messages_max,
             inflight_bytes_max=settings.inflight_bytes_max,
             applied=applied,
@@ -230,13 +232,13 @@ class Peer:
             " use it inside its 'async with' block, or while its run() is running"
         )
 
-    async def propose(self, kind: int, payload: bytes) -> bytes:
+    def propose(self, kind: int, payload: bytes) -> Coroutine[Any, Any, bytes]:
         """As :meth:`Replicator.propose`."""
         if self._nursery is None:
             raise self._closed_error()
         driver = self._driver
         driver.wake()
-        return await driver.proposals.submit(kind, payload, trio.current_time() + self.settings.request_timeout_s)
+        return driver.proposals.submit(kind, payload, trio.current_time() + self.settings.request_timeout_s)
 
     async def barrier(self) -> None:
         """As :meth:`Replicator.barrier`."""
@@ -325,12 +327,17 @@ class Peer:
 
 
 def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of a group that is not a cancellation; the group itself when there are several, or none."""
+    """The one error of a group that is no cancellation; the group if there are several, a cancellation if none."""
     errors = leaves(group)
     failures = [error for error in errors if not isinstance(error, trio.Cancelled)]
-    if len(failures) == 1:
-        return failures[0]
-    return errors[0] if len(errors) == 1 else group
+    if len(failures) > 1:
+        return group
+    return failures[0] if failures else errors[0]
+
+
+def is_cancellation(error: BaseException) -> bool:
+    """Whether there is nothing but cancellations in it."""
+    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))
 
 
 def leaves(error: BaseException) -> list[BaseException]:

@@ -61,6 +61,8 @@ class Config:
     message_bytes_max: int | None = None
     applying_bytes_max: int | None = None
     uncommitted_bytes_max: int | None = None
+    commit_rides_along: bool = False
+    """Tell a new commit index with the next entries, or when ``RawNode.tell_commit`` is called; else at once."""
     inflight_messages_max: int = 256
     inflight_bytes_max: int | None = None
     applied: int = 0
@@ -114,6 +116,8 @@ class Raft:
         # Payload bytes of own entries not yet applied.
         self.uncommitted_bytes = 0
         self.reads = ReadQueue()
+        # Whether followers have yet to be told the commit index.
+        self.commit_untold = False
 
         self.become_follower(self.term, NO_NODE)
 
@@ -191,6 +195,7 @@ class Raft:
         self.pending_membership_index = 0
         self.uncommitted_bytes = 0
         self.reads = ReadQueue()
+        self.commit_untold = False
 
     # -- time ----------------------------------------------------------------------------------------------------------
 

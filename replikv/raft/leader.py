@@ -134,6 +134,7 @@ def reduce_uncommitted(raft: Raft, entries: list[Entry]) -> None:
 
 def broadcast_append(raft: Raft) -> None:
     """Bring everybody up to date, as far as their flow control allows."""
+    raft.commit_untold = False
     for node_id in raft.tracker.progress:
         if node_id != raft.id:
             send_append(raft, node_id)
@@ -228,7 +229,9 @@ def _handle_acknowledgement(raft: Raft, progress: Progress, message: AppendEntri
         progress.inflights.free_le(message.index)
     if maybe_commit(raft):
         _take_postponed_reads(raft)
-        broadcast_append(raft)
+        raft.commit_untold = True
+        if not raft.config.commit_rides_along:
+            broadcast_append(raft)
     elif was_paused and message.sender != raft.id:
         send_append(raft, message.sender)
     if message.sender != raft.id:

@@ -81,6 +81,16 @@ class RawNode:
         """Ask for a linearizable read position under the caller's number ``context``. False when there is no leader."""
         return self.raft.read_index(context)
 
+    @property
+    def commit_untold(self) -> bool:
+        """Whether followers wait to be told a commit index; see ``Config.commit_rides_along``."""
+        return self.raft.commit_untold
+
+    def tell_commit(self) -> None:
+        """Tell the commit index now, unless entries have carried it since."""
+        if self.raft.commit_untold:
+            leader.broadcast_append(self.raft)
+
     def report_unreachable(self, node_id: str) -> None:
         """Messages to the node were lost, or its connection was."""
         if self.raft.role is Role.LEADER:
