@@ -217,7 +217,7 @@ class Driver:
         self.node.tick()
         now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
-        self.barriers.expire(now, self._unavailable)
+        self.barriers.expire(now, self._unanswered)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
         self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
@@ -487,6 +487,12 @@ class Driver:
         return UnavailableError(
             f"not applied within {self.settings.request_timeout_s} s: {self.why()};"
             " nothing was changed, so it is safe to try again"
+        )
+
+    def _unanswered(self) -> Exception:
+        return UnavailableError(
+            f"no linearizable read within {self.settings.request_timeout_s} s: {self.why()};"
+            " this process's replica can still be read without await"
         )
 
     def _why_unanswered(self) -> str:

@@ -381,9 +381,7 @@ class Raft:
             # What is committed matches; saying so moves the leader's idea of us forward.
             response.index = self.log.committed
         else:
-            last = self.log.maybe_append(
-                message.previous_index, message.previous_term, message.entries, message.commit
-            )
+            last = self.log.maybe_append(message.previous_index, message.previous_term, message.entries, message.commit)
             if last is not None:
                 response.index = last
             else:
@@ -451,9 +449,7 @@ class Raft:
         """Pass a read on to the leader, keeping who asked. False when there is none, or it went in circles."""
         if self.leader == NO_NODE or message.hops >= READ_HOPS_MAX:
             return False
-        self.send(
-            ReadIndex(to=self.leader, sender=message.sender, context=message.context, hops=message.hops + 1)
-        )
+        self.send(ReadIndex(to=self.leader, sender=message.sender, context=message.context, hops=message.hops + 1))
         return True
 
     def applied_to(self, index: int, size: int) -> None:

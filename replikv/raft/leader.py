@@ -117,7 +117,7 @@ def append(raft: Raft, data: bytes, kind: EntryKind, *, limited: bool) -> int:
         and raft.uncommitted_bytes > 0
         and raft.uncommitted_bytes + len(data) > limit
     ):
-            raise ProposalDroppedError(f"{raft.uncommitted_bytes} bytes are uncommitted: the limit is {limit}")
+        raise ProposalDroppedError(f"{raft.uncommitted_bytes} bytes are uncommitted: the limit is {limit}")
     raft.uncommitted_bytes += len(data)
     index = raft.log.append([Entry(raft.log.last_index() + 1, raft.term, data, kind)])
     raft.send(AppendEntriesResponse(to=raft.id, index=index))
