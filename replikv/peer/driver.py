@@ -16,7 +16,7 @@ import trio
 
 from replikv.errors import InternalError, UnavailableError
 from replikv.machine.commands import encode_compact
-from replikv.machine.envelope import CommandKind, Envelope, pack_commands, unpack_commands
+from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.applier import Applier
@@ -96,6 +96,8 @@ class Driver:
         self.snapshot_wanted = False
         """Whether to take a snapshot at the next chance, due or not."""
         self.ticks = 0
+        # The time of the last tick.
+        self._now = trio.current_time()
         self._storage = storage
         self._image = storage.image
         self._transport = transport
@@ -165,6 +167,13 @@ class Driver:
         self.node.report_snapshot(node_id, failed=failed)
         self._woken.set()
 
+    def deadline(self) -> float:
+        """When an operation that begins now has to be answered, at the latest.
+
+        Ticks look at deadlines, so this is one tick early: the caller is told within ``request_timeout_s``.
+        """
+        return self._now + self.settings.request_timeout_s - self.settings.heartbeat_interval_s
+
     # -- turns ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -215,7 +224,7 @@ class Driver:
     def _tick(self) -> None:
         self.ticks += 1
         self.node.tick()
-        now = trio.current_time()
+        self._now = now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
         self.barriers.expire(now, self._unanswered)
         election_ticks = self.settings.election_ticks
@@ -272,7 +281,8 @@ class Driver:
             return Batch(pack_commands([registration]), self.proposals.registration_lost)
         room = (self.settings.entry_bytes_max - self.settings.command_bytes_max) // 2
         taken, commands = self.proposals.take(self.ticks, room)
-        return Batch(commands, lambda: self.proposals.give_back(taken)) if taken else None
+        session = self.proposals.session
+        return Batch(commands, lambda: self.proposals.give_back(taken, session)) if taken else None
 
     def _propose(self) -> None:
         batches, self._forwarded = self._forwarded, []
@@ -311,7 +321,9 @@ class Driver:
 
     def _take_forwarded(self, sender: str, forwarded: Forwarded) -> None:
         try:
-            unpack_commands(forwarded.commands)
+            for command in unpack_commands(forwarded.commands):
+                if len(command) < HEADER_BYTES:
+                    raise InternalError(f"a command of {len(command)} bytes is shorter than its header")
         except InternalError as exc:
             self._log.warning("malformed frame", sender=sender, reason=str(exc))
             return
