@@ -146,8 +146,13 @@ class Proposals:
         self._registration_handed_ticks = now_ticks
         return Envelope(CommandKind.REGISTER, 0, self._nonce, 0, self._node_id.encode()).encode()
 
-    def give_back(self, proposals: Sequence[Proposal]) -> None:
-        """These surely were not taken by whom they were handed to: they go again, and this attempt does not count."""
+    def give_back(self, proposals: Sequence[Proposal], session: int) -> None:
+        """These surely were not taken by whom they were handed to: they go again, and this attempt does not count.
+
+        ``session`` is that in which they were taken out: of attempts in a later one the refusal says nothing.
+        """
+        if session != self.session:
+            return
         for proposal in proposals:
             if proposal.sequence in self._handed:
                 proposal.attempts -= 1
