@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 import trio.testing
-from clusters import addresses, id_of, running
+from clusters import addresses, id_of, peer_of, running
 
 from replikv import (
     Cluster,
@@ -56,6 +56,17 @@ async def test_shutdown_inside_the_block(autojump_clock: trio.abc.Clock) -> None
         await cluster.shutdown()
         with pytest.raises(ClusterClosedError):
             await cluster.store.put("key", 2)
+
+
+async def test_once_it_is_cancelled_it_takes_no_turn(autojump_clock: trio.abc.Clock) -> None:
+    """The transport ends with it: what a turn would start there, or send, has nowhere to go any more."""
+    async with running() as peers:
+        follower = (await peers.followers())[0]
+        driver = peer_of(follower)._driver
+        driver.tick()
+        ticks = driver.ticks
+        await peers.shutdown(id_of(follower))
+        assert ticks == driver.ticks
 
 
 async def test_a_cluster_runs_once(autojump_clock: trio.abc.Clock) -> None:

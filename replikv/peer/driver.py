@@ -8,6 +8,7 @@ sees the state between two steps, and no cancellation can end one half-way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -183,6 +184,8 @@ class Driver:
             if self.node.commit_untold:
                 # Those who were answered are about to send more: what they send takes the commit index along.
                 await trio.lowlevel.checkpoint()
+            if trio.current_effective_deadline() == -math.inf:
+                await trio.lowlevel.checkpoint()  # cancelled, and so is the transport: no turn without it
             self._woken = trio.Event()
             self._turn()
 
