@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 
 import pytest
 import trio
@@ -132,3 +133,31 @@ async def test_cancelled_waiters_are_forgotten(autojump_clock: trio.abc.Clock) -
         assert 0 == len(driver.barriers._waiting) == sum(len(w) for _, w in driver.barriers._rounds.values())
         peers.network.heal()
         assert await leader.store.put("key", 3)
+
+
+async def test_a_cancelled_put_does_not_hold_large_results_for_ever(autojump_clock: trio.abc.Clock) -> None:
+    """Answers with old values are kept until they are acknowledged: nobody left behind may keep them from being so."""
+    async with running() as peers:
+        leader = await peers.leader()
+        large = b"x" * 1_000_000
+        for number in range(12):
+            await leader.store.put(f"large/{number}", large)
+        peers.network.set_faults(delay_s=(0.01, 0.01))
+        with trio.move_on_after(0.015) as scope:
+            await leader.store.put("cancelled", 1)
+        assert scope.cancelled_caught
+        peers.network.set_faults()
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(leader.store.pop, f"large/{number}")
+        assert 1 == await leader.store.increment("n")
+        assert leader.status().last_index < 60
+
+
+async def test_a_pause_of_the_process_does_not_count_against_what_begins_after_it() -> None:
+    """A debugger, a suspended machine, a file that takes long to load: the next operation has its whole time."""
+    async with running(heartbeat_interval_s=0.02, election_timeout_s=0.1, request_timeout_s=0.5) as peers:
+        leader = await peers.leader()
+        await leader.store.put("key", 1)
+        time.sleep(0.7)  # noqa: ASYNC251  # the loop stands still: no clock of trio's can do that
+        assert 2 == await leader.store.increment("key")

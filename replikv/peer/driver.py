@@ -97,8 +97,6 @@ class Driver:
         self.snapshot_wanted = False
         """Whether to take a snapshot at the next chance, due or not."""
         self.ticks = 0
-        # The time of the last tick.
-        self._now = trio.current_time()
         self._storage = storage
         self._image = storage.image
         self._transport = transport
@@ -173,7 +171,7 @@ class Driver:
 
         Ticks look at deadlines, so this is one tick early: the caller is told within ``request_timeout_s``.
         """
-        return self._now + self.settings.request_timeout_s - self.settings.heartbeat_interval_s
+        return trio.current_time() + self.settings.request_timeout_s - self.settings.heartbeat_interval_s
 
     # -- turns ---------------------------------------------------------------------------------------------------------
 
@@ -227,7 +225,7 @@ class Driver:
     def _tick(self) -> None:
         self.ticks += 1
         self.node.tick()
-        self._now = now = trio.current_time()
+        now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
         self.barriers.expire(now, self._unanswered)
         election_ticks = self.settings.election_ticks
@@ -430,6 +428,9 @@ class Driver:
         if self.applier.behind:
             done = self.applier.apply(trio.current_time() + self.settings.apply_slice_s, trio.current_time)
             self.node.applied(done)
+            if self.proposals.crowded:
+                self.proposals.crowded = False
+                self._hold_until_ticks = self.ticks + 1
             self._log_bytes += sum(entry.size for entry in done)
             self._log_entries += len(done)
             for listener in self.listeners:
