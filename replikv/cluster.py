@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -198,7 +198,9 @@ class Cluster:
         nursery = await manager.__aenter__()
         try:
             await nursery.start(self._run_for_block, nursery.cancel_scope)
+            await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
+            self._scope.cancel()
             nursery.cancel_scope.cancel()
             await self._close_nursery()
             raise
@@ -211,7 +213,7 @@ class Cluster:
         self, body: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Run; a failure is kept for the block's end, and cancels its body."""
-        started = _Started(task_status)
+        started = _Started(task_status, self._outlive_body)
         try:
             await self.run(task_status=started)
         except trio.Cancelled:
@@ -220,6 +222,10 @@ class Cluster:
             self._failure = exc
             body.cancel()
         started.started()
+
+    def _outlive_body(self) -> None:
+        """A cancellation from outside is the body's first: it may still use the cluster to clean up, in a shield."""
+        self._scope.shield = True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -415,12 +421,14 @@ def error_of_its_own(error: BaseException) -> BaseException | None:
 
 
 class _Started:
-    """A task status that may be told twice."""
+    """A task status that may be told twice, and does something before the first time."""
 
-    def __init__(self, task_status: trio.TaskStatus[None]) -> None:
+    def __init__(self, task_status: trio.TaskStatus[None], before: Callable[[], None]) -> None:
         self._task_status: trio.TaskStatus[None] | None = task_status
+        self._before = before
 
     def started(self, value: None = None) -> None:
         task_status, self._task_status = self._task_status, None
         if task_status is not None:
+            self._before()
             task_status.started(value)

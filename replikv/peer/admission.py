@@ -12,6 +12,7 @@ import enum
 import hashlib
 from collections.abc import Iterable
 
+from replikv.raft.entries import Entry
 from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange
 from replikv.storage.base import Identity
 from replikv.transport.base import Hello
@@ -46,6 +47,28 @@ class Admission:
         # Node id -> incarnation, as told in a handshake since this peer started. Not yet bound ones count too: a peer
         # that loses its disk before it is bound must not come back as another.
         self._told: dict[str, str] = {identity.node_id: identity.incarnation}
+        # Node id -> (log index, incarnation) of the last binding in the log, committed or not: after a restart votes
+        # are cast before the log is applied, and a peer that lost its disk must not cast one.
+        self._logged: dict[str, tuple[int, str]] = {}
+
+    def note(self, entry: Entry) -> None:
+        """A MEMBERSHIP entry stands in the log."""
+        for change in MembershipChange.decode(entry.data).changes:
+            if change.incarnation is not None:
+                self._logged[change.node_id] = (entry.index, change.incarnation)
+
+    def contradicted(self, node_id: str) -> bool:
+        """Whether a peer that was admitted would be refused by now."""
+        told = self._told.get(node_id)
+        bound = self._bound(node_id)
+        return bound is not None and told is not None and told != bound[1]
+
+    def _bound(self, node_id: str) -> tuple[int, str] | None:
+        """(log index, incarnation) of the newest binding known of a node."""
+        record = self.membership.members.get(node_id)
+        applied = (record.bound_index, record.incarnation) if record is not None and record.incarnation else None
+        logged = self._logged.get(node_id)
+        return max(applied, logged) if applied and logged else applied or logged
 
     def hello(self) -> Hello:
         """What we say of ourselves."""
@@ -77,10 +100,9 @@ class Admission:
             if hello.incarnation == own.incarnation:
                 return f"{Refused.NODE_ID}: {node_id!r} reached itself: check members= for a wrong address"
             return f"{Refused.NODE_ID}: another process runs as {node_id!r} in this cluster: give each its own node id"
-        record = self.membership.members.get(node_id)
-        if record is not None and record.incarnation:
-            newer = hello.bound_index > record.bound_index
-            known = hello.incarnation if newer else record.incarnation
+        bound = self._bound(node_id)
+        if bound is not None:
+            known = hello.incarnation if hello.bound_index > bound[0] else bound[1]
         else:
             known = self._told.get(node_id, hello.incarnation)
         if hello.incarnation != known:

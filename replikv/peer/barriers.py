@@ -33,14 +33,16 @@ class Waiter:
 class Barriers:
     """The reads in flight. Waiters are kept in the order of their deadlines, which is that of their coming."""
 
-    def __init__(self) -> None:
+    def __init__(self, first_context: int) -> None:
         # Not in any round yet.
         self._waiting: deque[Waiter] = deque()
         # Context -> (ticks when it began, who it serves).
         self._rounds: dict[int, tuple[int, list[Waiter]]] = {}
         # (index that must be applied, context to break ties, who waits for it): a heap.
         self._confirmed: list[tuple[int, int, list[Waiter]]] = []
-        self._context = 0
+        # A leader may still hold a read of the process that this peer was before, and answer it now: at an index that
+        # is too old for ours. So contexts begin at a random number in each process, and never meet.
+        self._context = first_context
 
     async def wait(self, deadline: float) -> None:
         """Wait until this peer's replica is as fresh as the cluster was at the call. The driver must be woken."""

@@ -9,7 +9,8 @@ sees the state between two steps, and no cancellation can end one half-way.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
@@ -37,7 +38,7 @@ from replikv.peer.protocol import (
 from replikv.peer.snapshots import SnapshotTaker, compactable_index
 from replikv.peer.transfers import ReceivedSnapshot
 from replikv.raft.core import ProposalDroppedError
-from replikv.raft.entries import NO_NODE, Entry, SnapshotMetadata
+from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries, InstallSnapshot, Message
 from replikv.raft.node import RawNode
@@ -47,6 +48,9 @@ from replikv.storage.base import Storage
 from replikv.transport.base import Transport
 
 __all__ = ["Driver"]
+
+FORWARDED_REMEMBERED = 1024
+"""Forwarded batches whose numbers are remembered."""
 
 TRIMMED_PER_TICK = 500
 """Changes below the history floor that are freed per tick, beside those that every command frees: about 1 ms."""
@@ -73,6 +77,7 @@ class Driver:
         replica: Replica,
         admission: Admission,
         proposals: Proposals,
+        randomness: random.Random,
         send_snapshot: Callable[[str, int, int], None],
         membership_changed: Callable[[Membership], None],
     ) -> None:
@@ -82,18 +87,20 @@ class Driver:
         self.replica = replica
         self.admission = admission
         self.proposals = proposals
-        self.barriers = Barriers()
-        self.persister = Persister(storage, self.wake)
+        self.barriers = Barriers(randomness.getrandbits(62))
+        self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
-        self.taker = SnapshotTaker(storage, settings, self.snapshot_lock, self._snapshot_taken)
+        self.taker = SnapshotTaker(
+            storage, settings, self.snapshot_lock, self._snapshot_taken, self._tell_snapshot_ended
+        )
         snapshot = storage.image.snapshot()
         self.applier = Applier(replica, snapshot.index, snapshot.term, self.proposals.applied, self._apply_membership)
         self.listeners: list[Callable[[], None]] = []
         """Called after commands were applied or a snapshot was installed."""
         self.leader_changed = trio.Event()
         """Set, and replaced by a new one, whenever the leader or the term has changed."""
-        self.snapshot_taken = trio.Event()
-        """Set, and replaced by a new one, whenever a snapshot of the own state has become durable."""
+        self.snapshot_ended = trio.Event()
+        """Set, and replaced by a new one, whenever a snapshot was taken or received, or came to nothing."""
         self.snapshot_wanted = False
         """Whether to take a snapshot at the next chance, due or not."""
         self.ticks = 0
@@ -109,11 +116,14 @@ class Driver:
         self._ticks_due = 0
         # Batches that others forwarded to us, to be proposed in this turn.
         self._forwarded: list[Batch] = []
+        # (sender, number) of the last ones: a network that duplicates must not have us refuse what we have proposed.
+        self._forwarded_lately: dict[tuple[str, int], None] = {}
         # -- under way --
         # The snapshot that the core has taken and that is on its way into the log.
         self._installing: ReceivedSnapshot | None = None
-        # The number of the last batch forwarded, and those that may yet be refused: number -> give back.
-        self._batch = 0
+        # The number of the last batch forwarded, and those that may yet be refused: number -> give back. Begun at
+        # random: a refusal to the process that this peer was before must not be taken for one of ours.
+        self._batch = randomness.getrandbits(62)
         self._outstanding: dict[int, tuple[int, Callable[[], None]]] = {}
         # No command is handed over before this tick: the last try was refused or could not be sent.
         self._hold_until_ticks = 0
@@ -231,7 +241,7 @@ class Driver:
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
         self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
-        overdue = self.ticks - 4 * election_ticks
+        overdue = self.ticks - 2 * election_ticks
         for batch in [number for number, (ticks, _) in self._outstanding.items() if ticks < overdue]:
             del self._outstanding[batch]
         if self.node.raft.role is Role.LEADER:
@@ -329,6 +339,13 @@ class Driver:
             self._log.warning("malformed frame", sender=sender, reason=str(exc))
             return
 
+        name = (sender, forwarded.batch)
+        if name in self._forwarded_lately:
+            return
+        self._forwarded_lately[name] = None
+        while len(self._forwarded_lately) > FORWARDED_REMEMBERED:
+            del self._forwarded_lately[next(iter(self._forwarded_lately))]
+
         def refuse() -> None:
             self._transport.send(sender, encode_refusal(forwarded.batch, self.node.raft.leader))
 
@@ -400,6 +417,7 @@ class Driver:
                 self.barriers.confirm(read.context, read.index)
             self.applier.add(ready.committed)
             if ready.write is not None:
+                self._note_bindings(ready.write.entries)
                 self.persister.submit(ready.write)
             self._take_completed()
 
@@ -445,6 +463,11 @@ class Driver:
         self._set_membership(self.node.apply_membership(entry))
         self._log.debug("membership", index=entry.index)
 
+    def _note_bindings(self, entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            if entry.kind == EntryKind.MEMBERSHIP:
+                self.admission.note(entry)
+
     def _set_membership(self, membership: Membership) -> None:
         self.admission.membership = membership
         self._membership_changed(membership)
@@ -461,13 +484,17 @@ class Driver:
             self.taker.begin(metadata, self.replica.snapshot())
 
     def _snapshot_taken(self, metadata: SnapshotMetadata) -> None:
+        if metadata.index <= self._image.snapshot().index:
+            return  # one that was received meanwhile is newer
         self._image.record_snapshot(metadata)
         index = compactable_index(self._image, self.settings)
         if index >= self._image.first_index():
             self._image.compact(index)
             self.persister.release(index)
-        taken, self.snapshot_taken = self.snapshot_taken, trio.Event()
-        taken.set()
+
+    def _tell_snapshot_ended(self) -> None:
+        ended, self.snapshot_ended = self.snapshot_ended, trio.Event()
+        ended.set()
 
     def _take_received_snapshots(self) -> None:
         received, self._received = self._received, []
@@ -494,6 +521,7 @@ class Driver:
         self.persister.release(metadata.index)
         for listener in self.listeners:
             listener()
+        self._tell_snapshot_ended()
         installing.done.set()
         self._log.info("snapshot installed", index=metadata.index, sender=installing.sender)
 

@@ -15,11 +15,13 @@ from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission, Refused
 from replikv.peer.driver import Driver
+from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
 from replikv.peer.snapshots import blocking
 from replikv.peer.status import Member, Progress, Status
 from replikv.peer.transfers import SnapshotReceiver, SnapshotSender
 from replikv.raft.core import Config
+from replikv.raft.entries import EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.node import RawNode
 from replikv.raft.roles import Role
@@ -57,8 +59,13 @@ class Peer:
         self._random = randomness or random.Random()  # noqa: S311  # timeouts and nonces, no secrets
         membership = storage.image.snapshot().membership
         self._admission = Admission(self.identity, membership)
+        image = storage.image
+        for entry in image.entries(image.first_index(), image.last_index() + 1):
+            if entry.kind == EntryKind.MEMBERSHIP:
+                self._admission.note(entry)
         # Set before the transport calls us, and for good.
         self._driver: Driver
+        self._persister: Persister | None = None
         # None unless the peer is running.
         self._nursery: trio.Nursery | None = None
         self._sender = SnapshotSender(storage, transport, settings, self._snapshot_sent)
@@ -84,8 +91,15 @@ class Peer:
         except BaseExceptionGroup as group:
             raise sole_error(group) from None
         finally:
-            with trio.CancelScope(shield=True):
-                await blocking(self._storage, self._storage.close)
+            await self._close_storage()
+
+    async def _close_storage(self) -> None:
+        if self._persister is not None and self._persister.abandoned:
+            # The thread is still inside the storage: it keeps the directory locked until it, or the process, ends.
+            self._log.error("disk hangs", seconds=self.settings.shutdown_timeout_s)
+            return
+        with trio.CancelScope(shield=True):
+            await blocking(self._storage, self._storage.close)
 
     async def _run_parts(self, task_status: trio.TaskStatus[None]) -> None:
         driver = self._driver
@@ -109,7 +123,7 @@ class Peer:
                 driver.proposals.fail_all(self._closed_error, "the cluster was closed before an answer came")
                 driver.barriers.fail_all(self._closed_error)
                 driver.leader_changed.set()
-                driver.snapshot_taken.set()
+                driver.snapshot_ended.set()
 
     async def _restore(self) -> None:
         """Rebuild the replica from the newest snapshot, a slice at a time, and put the parts together."""
@@ -126,9 +140,11 @@ class Peer:
             replica=self.replica,
             admission=self._admission,
             proposals=Proposals(self.identity.node_id, self.settings.proposals_max, self._random),
+            randomness=self._random,
             send_snapshot=self._send_snapshot,
             membership_changed=self._set_peers,
         )
+        self._persister = self._driver.persister
         self._receiver = SnapshotReceiver(self._storage, self.replica, self._driver.snapshot_lock, self._driver.install)
 
     async def _restore_replica(self, index: int) -> None:
@@ -190,8 +206,9 @@ class Peer:
         return reason
 
     def receive(self, node_id: str, frame: bytes) -> None:
-        """As :meth:`Receiver.receive`."""
-        self._driver.receive(node_id, frame)
+        """As :meth:`Receiver.receive`. Who was admitted before the log knew better is not listened to any more."""
+        if not self._admission.contradicted(node_id):
+            self._driver.receive(node_id, frame)
 
     def connected(self, node_id: str) -> None:
         """As :meth:`Receiver.connected`."""
@@ -280,15 +297,20 @@ class Peer:
             await driver.leader_changed.wait()
 
     async def snapshot(self) -> None:
-        """Take a snapshot of this peer's state, and return when it is durable. Cancelling does not undo it."""
+        """Take a snapshot of this peer's state, and return when it is durable. Cancelling does not undo it.
+
+        Raises StorageError when there is no room.
+        """
         self.check_open()
         driver = self._driver
         wanted = driver.applier.index
         driver.snapshot_wanted = True
         driver.wake()
         while self._storage.image.snapshot().index < wanted:
-            await driver.snapshot_taken.wait()
+            await driver.snapshot_ended.wait()
             self.check_open()
+            if driver.taker.failure is not None:
+                raise driver.taker.failure
         await trio.lowlevel.checkpoint()
 
     def status(self) -> Status:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import queue
+import threading
 import time
 from collections.abc import Callable, Sequence
 
@@ -29,8 +29,9 @@ class Persister:
     nothing completes any more, and ``run`` raises it.
     """
 
-    def __init__(self, storage: Storage, wake: Callable[[], None]) -> None:
+    def __init__(self, storage: Storage, wake: Callable[[], None], shutdown_timeout_s: float) -> None:
         self._storage = storage
+        self._shutdown_timeout_s = shutdown_timeout_s
         self._wake = wake
         self._queue: queue.SimpleQueue[Write | int | None] = queue.SimpleQueue()
         # Durable, not yet taken by the driver.
@@ -40,6 +41,10 @@ class Persister:
         # Writes in the queue or in the thread: while there are any, one without content has to keep its place.
         self._outstanding = 0
         self._stopping = False
+        self._thread_ended = threading.Event()
+        self._thread_scope = trio.CancelScope(shield=True)
+        self.abandoned = False
+        """Whether the disk did not answer while the peer was leaving: the thread still has the storage in its hands."""
         self._log = structlog.get_logger(component="persister")
 
     def submit(self, write: Write) -> None:
@@ -62,34 +67,50 @@ class Persister:
             self._queue.put(index)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Write until cancelled; what is queued by then is still written. Raises StorageError."""
+        """Write until cancelled; what is queued by then is still written, for ``shutdown_timeout_s`` at the most.
+
+        Raises StorageError.
+        """
         if not self._storage.blocking:
             task_status.started()
             await trio.sleep_forever()
         token = trio.lowlevel.current_trio_token()
+        # A limiter of its own: the application may keep all of trio's default threads busy.
+        limiter = trio.CapacityLimiter(2)
         async with trio.open_nursery() as nursery:
-            # A limiter of its own: the application may keep all of trio's default threads busy.
-            work = functools.partial(trio.to_thread.run_sync, limiter=trio.CapacityLimiter(1))
-            nursery.start_soon(work, self._write_until_told, token)
+            nursery.start_soon(self._run_thread, token, limiter)
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
                 self._stopping = True
                 self._queue.put(None)
+                with trio.CancelScope(shield=True):
+                    # Waited for by a thread, in real time: a mock clock would not wait for a disk.
+                    wait = self._thread_ended.wait
+                    if not await trio.to_thread.run_sync(wait, self._shutdown_timeout_s, limiter=limiter):
+                        self.abandoned = True
+                        self._thread_scope.cancel()
+
+    async def _run_thread(self, token: trio.lowlevel.TrioToken, limiter: trio.CapacityLimiter) -> None:
+        with self._thread_scope:
+            await trio.to_thread.run_sync(self._write_until_told, token, abandon_on_cancel=True, limiter=limiter)
 
     # -- in the thread -------------------------------------------------------------------------------------------------
 
     def _write_until_told(self, token: trio.lowlevel.TrioToken) -> None:
-        while True:
-            batch, released, more = self._gather()
-            if batch:
-                self._write(batch, token)
-                token.run_sync_soon(self._complete, batch)
-            if released:
-                self._storage.release(released)
-            if not more:
-                return
+        try:
+            more = True
+            while more:
+                batch, released, more = self._gather()
+                if batch:
+                    if not self._write(batch, token):
+                        return  # and nothing behind it: the log must not have a gap
+                    token.run_sync_soon(self._complete, batch)
+                if released:
+                    self._storage.release(released)
+        finally:
+            self._thread_ended.set()
 
     def _gather(self) -> tuple[list[Write], int, bool]:
         """Wait for something to do, then take what there is: writes, the index to release, and whether to go on."""
@@ -111,18 +132,20 @@ class Persister:
             except queue.Empty:
                 return batch, released, True
 
-    def _write(self, batch: Sequence[Write], token: trio.lowlevel.TrioToken) -> None:
+    def _write(self, batch: Sequence[Write], token: trio.lowlevel.TrioToken) -> bool:
+        """Whether the batch is durable. It is not when the peer leaves while the disk is full: nobody was told so."""
         durable = [write for write in batch if write.must_sync]
         while durable:
             try:
                 self._storage.write(durable)
             except StorageFullError as exc:
                 if self._stopping:
-                    raise
+                    return False
                 token.run_sync_soon(self._report_full, str(exc))
                 time.sleep(FULL_RETRY_S)  # in the thread, which has nothing else to do
             else:
-                return
+                break
+        return True
 
     # -- on the loop ---------------------------------------------------------------------------------------------------
 

@@ -92,6 +92,7 @@ class Proposals:
 
         def abort(_: object) -> trio.lowlevel.Abort:
             proposal.task = None
+            proposal.payload = b""
             if proposal.sequence:
                 self._leave_unsettled(proposal, token=False)
             return trio.lowlevel.Abort.SUCCEEDED
@@ -210,6 +211,7 @@ class Proposals:
                 continue
             if result[0] <= _FAILED:  # _answer's first case, for the many
                 del handed[sequence]
+                proposal.payload = b""  # the batch that it was forwarded in may be remembered for a while
                 task = proposal.task
                 if task is not None:
                     proposal.task = None
@@ -271,12 +273,12 @@ class Proposals:
 
     def find_in(self, sessions: Sessions) -> None:
         """A snapshot was installed: commands that came with it are answered from its session table."""
-        found = sessions.find(self._nonce, self._node_id)
         if not self.session:
+            found = sessions.find(self._nonce, self._node_id)
             if found is not None:
                 self._open_session(found)
             return
-        if found != self.session:
+        if self.session not in sessions.table:
             # Evicted somewhere in what was skipped: what is handed may have been applied before that.
             lost, session = list(self._handed.values()), self.session
             self._begin_anew([])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -11,7 +12,7 @@ import trio
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.stable import MemoryStorage
 from replikv.settings import Settings
-from replikv.storage.base import SnapshotWriter, Storage
+from replikv.storage.base import SnapshotWriter, Storage, StorageFullError
 
 T = TypeVar("T")
 
@@ -19,6 +20,9 @@ __all__ = ["SnapshotTaker", "blocking", "chunks_in_slices", "compactable_index",
 
 SLICE_S = 0.002
 """How long chunks are encoded before other tasks get their turn."""
+
+FULL_RETRY_S = 10.0
+"""After how long a snapshot that found no room is tried again."""
 
 WRITE_BYTES = 1024 * 1024
 """What is handed to the writing thread at a time."""
@@ -44,13 +48,23 @@ class SnapshotTaker:
     """Takes one snapshot at a time, in a task of its own."""
 
     def __init__(
-        self, storage: Storage, settings: Settings, lock: trio.Lock, taken: Callable[[SnapshotMetadata], None]
+        self,
+        storage: Storage,
+        settings: Settings,
+        lock: trio.Lock,
+        taken: Callable[[SnapshotMetadata], None],
+        ended: Callable[[], None],
     ) -> None:
         self._storage = storage
         self._settings = settings
         # Held while a snapshot is written, own or received: the storage takes one at a time.
         self._lock = lock
+        # Called when a snapshot is durable; and when an attempt is over, however it ended.
         self._taken = taken
+        self._ended = ended
+        self.failure: StorageFullError | None = None
+        """Why the last attempt came to nothing, if it did."""
+        self._retry_at = math.inf
         self._begin: trio.MemorySendChannel[tuple[SnapshotMetadata, Iterator[bytes]]]
         self._begin, self._begun = trio.open_memory_channel(1)
         self.busy = False
@@ -64,29 +78,38 @@ class SnapshotTaker:
         if self.busy:
             return False
         return (
-            log_bytes >= max(self._settings.snapshot_log_bytes, self._last_bytes)
+            trio.current_time() >= self._retry_at
+            or log_bytes >= max(self._settings.snapshot_log_bytes, self._last_bytes)
             or log_entries >= self._settings.snapshot_log_entries
         )
 
     def begin(self, metadata: SnapshotMetadata, chunks: Iterator[bytes]) -> None:
         """Write these chunks, which are pinned to the state at ``metadata``. Must not be busy."""
         self.busy = True
+        self.failure = None
+        self._retry_at = math.inf
         self._begin.send_nowait((metadata, chunks))
 
     async def run(self) -> None:
-        """Write what ``begin`` is told to until cancelled; what is half written is thrown away. Raises StorageError."""
+        """Write what ``begin`` is told to until cancelled; what is half written is thrown away.
+
+        A full disk is tried again later. Raises StorageError.
+        """
         async for metadata, chunks in self._begun:
             started = trio.current_time()
-            async with self._lock:
-                if metadata.index > self._storage.image.snapshot().index:
-                    await self._take(metadata, chunks)
+            try:
+                async with self._lock:
+                    if metadata.index > self._storage.image.snapshot().index:
+                        await self._take(metadata, chunks)
+            except StorageFullError as exc:
+                self.failure = exc
+                self._retry_at = trio.current_time() + FULL_RETRY_S
+                self._log.warning("disk full", reason=str(exc), index=metadata.index)
+            else:
+                seconds = round(trio.current_time() - started, 3)
+                self._log.debug("snapshot taken", index=metadata.index, size=self._last_bytes, seconds=seconds)
             self.busy = False
-            self._log.debug(
-                "snapshot taken",
-                index=metadata.index,
-                size=self._last_bytes,
-                seconds=round(trio.current_time() - started, 3),
-            )
+            self._ended()
 
     async def _take(self, metadata: SnapshotMetadata, chunks: Iterator[bytes]) -> None:
         writer = await blocking(self._storage, self._storage.create_snapshot, metadata)

@@ -22,7 +22,7 @@ from replikv.peer.protocol import MalformedFrameError, SnapshotHeader, decode, e
 from replikv.peer.snapshots import blocking, write_all
 from replikv.raft.entries import SnapshotMetadata
 from replikv.settings import Settings
-from replikv.storage.base import Storage
+from replikv.storage.base import Storage, StorageFullError
 from replikv.transport.base import Channel, Transport
 
 __all__ = ["ReceivedSnapshot", "SnapshotReceiver", "SnapshotSender"]
@@ -34,7 +34,6 @@ END: Final = b"\x03"
 
 READ_BYTES = 1024 * 1024
 """What is read from storage at a time."""
-
 
 SILENCE_MAX_S = 10.0
 """How long a sender may be silent. Its chunks are small, and it reads them from its own disk."""
@@ -128,8 +127,6 @@ class SnapshotReceiver:
         # The transfer under way: the term it is sent in, and the scope that ends it.
         self._term = 0
         self._transfer: trio.CancelScope | None = None
-        # Whether one is received whole and on its way into the log.
-        self._installing = False
         self._log = structlog.get_logger(component="snapshots")
 
     async def receive(self, node_id: str, channel: Channel, node: str) -> None:
@@ -146,38 +143,41 @@ class SnapshotReceiver:
                 return
             self._transfer.cancel()
         self._term, self._transfer = header.term, trio.CancelScope()
+        installed = False
         with self._transfer as transfer:
             try:
-                received = await self._take(channel, node_id, header, transfer)
+                # Held until it is installed: a snapshot of our own, begun before, would be older than the newest.
+                async with self._lock:
+                    received = await self._take(channel, node_id, header, transfer)
+                    if received is not None and not transfer.cancel_called:
+                        self._transfer = None  # it is whole: nobody takes its place any more
+                        self._install(received)
+                        await received.done.wait()
+                        installed = True
             finally:
                 if self._transfer is transfer:
                     self._transfer = None
         if transfer.cancelled_caught:
             self._log.warning("snapshot given up", sender=node_id, index=header.snapshot.index)
-        elif received is not None:
-            try:
-                self._install(received)
-                await received.done.wait()
-            finally:
-                self._installing = False
+        elif installed:
             await channel.send(GO)
 
     async def _take(
         self, channel: Channel, node_id: str, header: SnapshotHeader, transfer: trio.CancelScope
     ) -> ReceivedSnapshot | None:
-        async with self._lock:
-            if self._installing:
-                await channel.send(REFUSED + b"another snapshot is being installed")
-                return None
-            if header.snapshot.index <= self._storage.image.snapshot().index:
-                await channel.send(REFUSED + b"there is a snapshot at least as new here")
-                return None
-            await channel.send(GO)
+        if header.snapshot.index <= self._storage.image.snapshot().index:
+            await channel.send(REFUSED + b"there is a snapshot at least as new here")
+            return None
+        await channel.send(GO)
+        try:
             received = await self._receive(channel, node_id, header, transfer)
-            if received is None:
-                await channel.send(REFUSED + b"the chunks do not make a snapshot")
-            self._installing = received is not None
-            return received
+        except StorageFullError as exc:
+            self._log.warning("disk full", reason=str(exc), index=header.snapshot.index)
+            await channel.send(REFUSED + b"the disk is full")
+            return None
+        if received is None:
+            await channel.send(REFUSED + b"the chunks do not make a snapshot")
+        return received
 
     async def _receive(
         self, channel: Channel, node_id: str, header: SnapshotHeader, transfer: trio.CancelScope

@@ -50,7 +50,15 @@ class Subscription:
         try:
             with self._scope:
                 while True:
-                    await self._deliver()
+                    try:
+                        await self._deliver()
+                    except BaseExceptionGroup as group:
+                        # A nursery of the callback's was cancelled, and something in it failed on its way out.
+                        cancelled, failed = group.split(trio.Cancelled)
+                        if failed is not None:
+                            log.exception("a subscription's callback failed", exc_info=failed)
+                        if cancelled is not None:
+                            raise cancelled from None
         except (ClusterClosedError, trio.ClosedResourceError):
             pass  # the end of every subscription; the second when cancel() overtakes a change that just came
         finally:

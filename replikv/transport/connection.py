@@ -17,6 +17,7 @@ from replikv.transport.base import Channel, Hello
 from replikv.transport.handshake import HANDSHAKE_BYTES_MAX, Handshake
 from replikv.transport.wire import (
     HEADER_BYTES,
+    DeclinedError,
     FrameDecoder,
     PeerConnectionError,
     ProtocolError,
@@ -96,7 +97,7 @@ class Connection:
         return await self._receive_some(RECEIVE_BYTES_MAX)
 
     async def shake_hands(self, handshake: Handshake) -> Hello:
-        """Carry a handshake through to its end. Raises RefusedError, ProtocolError, ConnectionLostError.
+        """Carry a handshake through to its end. Raises RefusedError, DeclinedError, ProtocolError, ConnectionLostError.
 
         Reads not a byte past it: what follows belongs to whoever uses the connection.
         """
@@ -105,7 +106,7 @@ class Connection:
             if outgoing:
                 await self.send(outgoing)
             if handshake.refusal is not None:
-                raise RefusedError(handshake.refusal)
+                raise (DeclinedError if handshake.declined else RefusedError)(handshake.refusal)
             if handshake.established:
                 assert handshake.theirs is not None
                 return handshake.theirs

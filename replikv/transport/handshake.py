@@ -180,6 +180,8 @@ class Handshake(abc.ABC):
         self.purpose = ""
         """What the connection is for, once ``theirs`` is known."""
         self.refusal: str | None = None
+        self.declined = False
+        """Whether the refusal is ours, not theirs."""
         """The sentence that ended it, whichever side said it."""
         self.established = False
 
@@ -203,6 +205,7 @@ class Handshake(abc.ABC):
 
     def _refuse(self, reason: str) -> bytes:
         self.refusal = reason
+        self.declined = True
         return _refusal(reason)
 
     def _agree(self, fields: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import trio
 from replikv.errors import InternalError
 from replikv.settings import Settings
 from replikv.transport.base import Hello, Receiver, Transport
-from replikv.transport.wire import PeerConnectionError, RefusedError
+from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 
 __all__ = ["Backoff", "Link", "LinkedTransport", "admit_expected"]
 
@@ -144,11 +144,12 @@ class Link(abc.ABC):
 
     async def _attempt_once(self, address: str) -> float:
         """One dial and what came of it; the pause in seconds before the next."""
-        fault, refused, held_s = "the connection was closed", False, 0.0
+        fault, held_s = "the connection was closed", 0.0
+        refused = declined = False
         try:
             await self._connect_and_hold(address)
         except PeerConnectionError as exc:
-            fault, refused = str(exc), isinstance(exc, RefusedError)
+            fault, refused, declined = str(exc), isinstance(exc, RefusedError), isinstance(exc, DeclinedError)
         finally:
             held_s = self._down()
         if fault != self._fault:
@@ -156,6 +157,7 @@ class Link(abc.ABC):
             log.info("not connected to peer", node_id=self.node_id, address=address, reason=fault)
         if refused:
             self._receiver.refused(self.node_id, fault)
+        if refused or declined:
             return self._backoff.longest_s()
         if held_s > self._settings.reconnect_delay_max_s:  # else a peer that hangs up at once is dialed without end
             self._backoff.reset()

@@ -17,7 +17,7 @@ from replikv.settings import Settings
 from replikv.transport.base import Channel, Receiver
 from replikv.transport.links import Link, LinkedTransport, admit_expected
 from replikv.transport.outbox import FRAME_OVERHEAD_BYTES
-from replikv.transport.wire import PeerConnectionError, RefusedError
+from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 
 __all__ = ["MemoryNetwork", "MemoryTransport"]
 
@@ -134,9 +134,10 @@ class MemoryNetwork:
         us, them = caller.receiver.hello(), target.receiver.hello()
         if not (self.reaches(us.node_id, them.node_id) and self.reaches(them.node_id, us.node_id)):
             raise PeerConnectionError(f"{address!r} did not answer")
-        reason = admit_expected(caller.receiver, node_id, address, them)
-        if reason is None:
-            reason = target.receiver.admit(us)
+        declined = admit_expected(caller.receiver, node_id, address, them)
+        if declined is not None:
+            raise DeclinedError(declined)
+        reason = target.receiver.admit(us)
         if reason is not None:
             raise RefusedError(reason)
         return target

@@ -32,7 +32,11 @@ class ProtocolError(PeerConnectionError):
 
 
 class RefusedError(PeerConnectionError):
-    """One side would not have the other; the message is its sentence."""
+    """The other side would not have us; the message is its sentence."""
+
+
+class DeclinedError(PeerConnectionError):
+    """We would not have the other side; the message is our sentence."""
 
 
 def encode_frames(frames: Iterable[bytes]) -> bytes:

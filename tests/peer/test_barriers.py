@@ -48,7 +48,7 @@ class Waiters:
 
 @pytest.fixture
 def barriers() -> Barriers:
-    return Barriers()
+    return Barriers(0)
 
 
 @pytest.fixture

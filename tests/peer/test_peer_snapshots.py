@@ -60,7 +60,7 @@ def test_what_stays_of_the_log_behind_a_snapshot(image: MemoryStorage, entries: 
 async def test_a_snapshot_is_due_by_bytes_or_by_entries(size: int, entries: int, due: bool) -> None:
     """Whichever comes first."""
     settings = Settings(snapshot_log_bytes=1000, snapshot_log_entries=10)
-    taker = SnapshotTaker(VolatileStorage(), settings, trio.Lock(), lambda _: None)
+    taker = SnapshotTaker(VolatileStorage(), settings, trio.Lock(), lambda _: None, lambda: None)
     assert due == taker.due(size, entries)
 
 
@@ -70,7 +70,7 @@ async def test_a_large_state_is_not_written_again_for_a_little_log(
     """The log has to grow as large as the last snapshot: so that what is written stays in proportion. One at a time."""
     taken: list[SnapshotMetadata] = []
     storage = VolatileStorage()
-    taker = SnapshotTaker(storage, Settings(snapshot_log_bytes=1000), trio.Lock(), taken.append)
+    taker = SnapshotTaker(storage, Settings(snapshot_log_bytes=1000), trio.Lock(), taken.append, lambda: None)
     nursery.start_soon(taker.run)
     metadata = SnapshotMetadata(5, 1, MEMBERSHIP)
     taker.begin(metadata, iter([b"." * 600] * 5))

@@ -75,7 +75,7 @@ class Woken:
 @contextlib.asynccontextmanager
 async def running(storage: Storage) -> AsyncIterator[tuple[Persister, Woken]]:
     woken = Woken()
-    persister = Persister(storage, woken)
+    persister = Persister(storage, woken, 2.0)
     async with trio.open_nursery() as nursery:
         await nursery.start(persister.run)
         yield persister, woken
