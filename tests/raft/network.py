@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from logs import indexes
 
-from replikv.raft import leader
+from replikv.raft import replication
 from replikv.raft.core import Config, Raft
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, HardState
 from replikv.raft.membership import Membership
@@ -121,7 +121,7 @@ class Peer:
     def beat(self) -> None:
         """Queue heartbeats without time passing; only a leader has any."""
         if self.raft.role is Role.LEADER:
-            leader.broadcast_heartbeat(self.raft)
+            replication.broadcast_heartbeat(self.raft)
 
     def lead(self, *, acknowledged: bool = True) -> None:
         """Become leader with everybody's votes; ``acknowledged``: everybody then takes over the log and the no-op."""
