@@ -42,6 +42,9 @@ def check(raft: Raft, change: MembershipChange) -> None:
 def apply(raft: Raft, entry: Entry) -> Membership:
     """A committed change is being applied; the configuration from now on."""
     before = raft.tracker.membership
+    if not before.voters:
+        # Whoever starts with an empty log has to be given the first configuration, or a snapshot.
+        raise InternalError(f"entry {entry.index} changes the membership, without the configuration before it")
     try:
         after = changer.apply_change(before, MembershipChange.decode(entry.data), entry.index)
     except InvalidChangeError as exc:
