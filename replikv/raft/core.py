@@ -103,7 +103,8 @@ class Raft:
         self.vote = hard_state.vote
         if hard_state.commit > self.log.last_index():
             raise InternalError(f"stored commit {hard_state.commit} is beyond the log's end {self.log.last_index()}")
-        self.log.commit_to(hard_state.commit)
+        # A snapshot is of committed state, and may be newer than the commit index, which is not saved for its own sake.
+        self.log.commit_to(max(hard_state.commit, storage.snapshot().index))
         if config.applied:
             self.log.applied_to(config.applied, 0)
 

@@ -75,6 +75,8 @@ def _request_votes(raft: Raft, *, pre_vote: bool = False, transfer: bool = False
         raft.become_candidate()
     term = raft.term + 1 if pre_vote else raft.term
     last_index, last_term = raft.log.last_entry_id()
+    commit = raft.log.committed
+    commit_term = raft.log.term(commit)
     for node_id in raft.tracker.voters():
         if node_id == raft.id:
             raft.send(RequestVoteResponse(to=raft.id, term=term, pre_vote=pre_vote))
@@ -87,6 +89,8 @@ def _request_votes(raft: Raft, *, pre_vote: bool = False, transfer: bool = False
                     last_term=last_term,
                     pre_vote=pre_vote,
                     transfer=transfer,
+                    commit=commit,
+                    commit_term=commit_term,
                 )
             )
 
@@ -110,7 +114,26 @@ def handle_request(raft: Raft, message: RequestVote) -> None:
             raft.election_elapsed = 0
             raft.vote = message.sender
     else:
-        raft.send(RequestVoteResponse(to=message.sender, reject=True, pre_vote=message.pre_vote))
+        _learn_commit(raft, message)
+        raft.send(
+            RequestVoteResponse(
+                to=message.sender,
+                reject=True,
+                pre_vote=message.pre_vote,
+                commit=raft.log.committed,
+                commit_term=raft.log.term(raft.log.committed),
+            )
+        )
+
+
+def _learn_commit(raft: Raft, message: RequestVote | RequestVoteResponse) -> bool:
+    """Take over what a candidate or a voter knows to be committed, if the own log has it; whether that is news.
+
+    Members that were demoted or removed by an entry that only they know to be committed may have longer logs than the
+    voters that are left: they do not campaign, and grant nobody their votes. So the others learn here that those votes
+    do not count any more. (raft-rs does the same: "commit by vote".)
+    """
+    return raft.role is not Role.LEADER and raft.log.maybe_commit(message.commit, message.commit_term)
 
 
 def record_vote(raft: Raft, message: RequestVoteResponse) -> bool | None:
@@ -118,6 +141,9 @@ def record_vote(raft: Raft, message: RequestVoteResponse) -> bool | None:
 
     A pre-vote that is won goes on as an election at once; a lost one ends as a follower.
     """
+    if _learn_commit(raft, message) and unapplied_membership_change(raft):
+        raft.become_follower(raft.term, NO_NODE)
+        return False
     if message.pre_vote is not (raft.role is Role.PRE_CANDIDATE):
         return None
     raft.tracker.record_vote(message.sender, not message.reject)

@@ -42,6 +42,8 @@ def check(raft: Raft, change: MembershipChange) -> None:
 def apply(raft: Raft, entry: Entry) -> Membership:
     """A committed change is being applied; the configuration from now on."""
     before = raft.tracker.membership
+    if entry.index <= raft.membership_index:
+        return before  # it was handed out before a snapshot arrived that has it already
     if not before.voters:
         # Whoever starts with an empty log has to be given the first configuration, or a snapshot.
         raise InternalError(f"entry {entry.index} changes the membership, without the configuration before it")

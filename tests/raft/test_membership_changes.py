@@ -637,3 +637,68 @@ def test_a_replacement_of_all_members_one_by_one() -> None:
     assert [[b"1", b"2", b"3"]] * 3 == [
         [entry.data for entry in peer.applied if entry.kind == EntryKind.COMMANDS and entry.data] for peer in members
     ]
+
+
+# -- what votes tell ---------------------------------------------------------------------------------------------------
+
+
+def test_a_removed_node_does_not_hold_up_the_others() -> None:
+    """It alone knows that it is removed, and its log is longer: it does not campaign, nor grant its vote.
+
+    With its refusal it tells what is committed, so that its vote is not needed any more (raft-rs: commit by vote).
+    """
+    network = Network({node_id: Peer(node_id, "12") for node_id in "12"})
+    network.campaign("1")
+    network.hold(AppendEntries)
+    network["1"].node.propose_membership(change("r1"))
+    network.settle()
+    # What it sends from now on is lost.
+    network["1"].step(*network["2"].step(*(message for message in network.held if message.to == "2")))
+    network["1"].raft.log.append([Entry(3, 1, b"behind it")])
+    network["1"].take()
+    network["1"].raft.become_follower(1, NO_NODE)
+    assert (2, 1) == (network["1"].raft.log.committed, network["2"].raft.log.committed)
+    assert (frozenset("2"), frozenset("12")) == tuple(network[node_id].raft.membership.voters for node_id in "12")
+
+    network.recover()
+    network.campaign("2")
+    assert FOLLOWER is network["2"].raft.role  # it has learnt that its campaign was one of the configuration before
+    assert frozenset("2") == network["2"].raft.membership.voters
+
+    network.campaign("2")
+    assert LEADER is network["2"].raft.role
+
+
+@pytest.mark.parametrize(
+    ("commit", "commit_term", "committed"),
+    [
+        pytest.param(2, 1, 2, id="the own entry"),
+        pytest.param(2, 2, 1, id="another entry at that index"),
+        pytest.param(9, 1, 1, id="beyond the own log"),
+        pytest.param(0, 0, 1, id="nothing is told"),
+    ],
+)
+def test_votes_tell_what_is_committed(commit: int, commit_term: int, committed: int) -> None:
+    """A voter that refuses learns from the candidate, as that from its refusal: whatever the own log has as well."""
+    request = RequestVote(to="1", sender="2", term=1, commit=commit, commit_term=commit_term)
+    voter = Peer(log=terms(1, 1, 1), term=1, commit=1)
+    [refusal] = only(voter.step(request), RequestVoteResponse)
+    assert (True, committed, 1) == (refusal.reject, refusal.commit, refusal.commit_term)
+
+    candidate = Peer(log=terms(1, 1, 1), term=1, commit=1)
+    candidate.node.campaign()
+    candidate.take()
+    candidate.step(RequestVoteResponse(to="1", sender="2", term=2, reject=True, commit=commit, commit_term=commit_term))
+    assert (CANDIDATE, committed) == (candidate.raft.role, candidate.raft.log.committed)
+
+
+def test_a_late_change_does_not_undo_a_snapshot() -> None:
+    """It was handed out for applying before the snapshot arrived, which has it and all that came later."""
+    late = entry_of(change("v4"), 2)
+    peer = Peer("1", log=[*terms(1), late], term=1, commit=2)
+    ready = peer.node.ready()
+    assert [1, 2] == [entry.index for entry in ready.committed]
+    peer.node.step(InstallSnapshot(to="1", sender="2", term=1, snapshot=snapshot_at(9, 1, "1", "2")))
+
+    assert frozenset("12") == peer.node.apply_membership(late).voters
+    assert (9, frozenset("12")) == (peer.raft.membership_index, peer.raft.membership.voters)
