@@ -88,8 +88,8 @@ def _step_aside(raft: Raft) -> None:
     It leads on, without counting itself, until the successor campaigns, or for an election timeout at the most: a
     leader that left at once could be the only one to know that it may leave.
     """
-    replication.maybe_commit(raft)
-    replication.broadcast_append(raft)
+    if replication.maybe_commit(raft) or raft.commit_untold:
+        replication.broadcast_append(raft)
     if raft.transferee != NO_NODE:
         return
     if not transfer.begin(raft, transfer.successor(raft)):
