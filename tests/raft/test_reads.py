@@ -1,6 +1,6 @@
 """Linearizable reads (ReadIndex, thesis 6.4): etcd-io/raft's raft_test and node_test on reads.
 
-Upstream also reads under a lease (ReadOnlyOptionLease); the core has no such mode yet.
+Reads under a lease (ReadOnlyOptionLease) are in test_read_lease.py.
 """
 
 from __future__ import annotations
