@@ -12,12 +12,18 @@ from typing import Self
 
 import trio
 
-from replikv.errors import ClusterClosedError, ConfigurationError, EncodingError, ValueTooLargeError
+from replikv.errors import (
+    ClusterClosedError,
+    ConfigurationError,
+    EncodingError,
+    OutcomeUnknownError,
+    ValueTooLargeError,
+)
 from replikv.machine.base import StateMachine
 from replikv.machine.envelope import CommandKind
 from replikv.machine.envelope import Status as ResultStatus
 from replikv.peer.admission import cluster_id_of
-from replikv.peer.peer import Peer, sole_error
+from replikv.peer.peer import Peer, is_cancellation, sole_error
 from replikv.peer.status import Status
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
@@ -219,14 +225,20 @@ class Cluster:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> bool:
         self._scope.cancel()
-        swallowed = await self._close_nursery(kind, error, traceback)
+        try:
+            swallowed = await self._close_nursery(kind, error, traceback)
+        except (trio.Cancelled, BaseExceptionGroup):  # cancelled from outside: an error goes before that
+            if self._failure is None and (error is None or is_cancellation(error)):
+                raise
+            swallowed = False
         if self._failure is None:
             return swallowed
-        if error is None or isinstance(error, trio.Cancelled):
+        own = None if error is None else error_of_its_own(error)
+        if own is None:
             raise self._failure
-        if isinstance(error, Exception) and isinstance(self._failure, Exception):
-            raise ExceptionGroup("the cluster failed, and so did the block's body", [error, self._failure])
-        raise BaseExceptionGroup("the cluster failed, and so did the block's body", [error, self._failure])
+        if isinstance(own, Exception) and isinstance(self._failure, Exception):
+            raise ExceptionGroup("the cluster failed, and so did the block's body", [own, self._failure])
+        raise BaseExceptionGroup("the cluster failed, and so did the block's body", [own, self._failure])
 
     async def _close_nursery(
         self,
@@ -392,6 +404,14 @@ def check_address(node_id: str, address: object) -> None:
     """Raise ConfigurationError unless this may be an address; what it means is the transport's to say."""
     if not isinstance(address, str) or not address:
         raise ConfigurationError(f"the address of {node_id!r} in members must be a str, not {address!r}")
+
+
+def error_of_its_own(error: BaseException) -> BaseException | None:
+    """What of the body's error is more than the peer's failure, felt as a cancellation or by a call that waited."""
+    felt = (trio.Cancelled, ClusterClosedError, OutcomeUnknownError)
+    if isinstance(error, BaseExceptionGroup):
+        return error.split(felt)[1]
+    return None if isinstance(error, felt) else error
 
 
 class _Started:

@@ -16,6 +16,7 @@ from typing import Final
 from replikv.errors import InternalError
 from replikv.machine.chunks import pack_chunks
 from replikv.machine.keyspace import Keyspace, Pin, Write
+from replikv.machine.record import pack_record, unpack_record
 
 __all__ = ["KeyspaceRestorer", "keyspace_chunks"]
 
@@ -43,15 +44,17 @@ def _chunks(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
 
 def _items(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
     pack = _RECORD.pack
-    for key, (value, create, mod, version, lease) in keyspace.scan_pinned(pin):
+    for key, record in keyspace.scan_pinned(pin):
+        value, create, mod, version, lease = unpack_record(record)
         assert value is not None  # scans skip tombstones
         name = key.encode()
         yield pack(_LAST, len(name), len(value), create, mod, version, lease) + name + value
     for _, changes in keyspace.changes_pinned(pin, revision):
         last = len(changes) - 1
-        for index, (key, (value, create, mod, version, lease), _) in enumerate(changes):
+        for index, (key, record, _) in enumerate(changes):
+            value, create, mod, version, lease = unpack_record(record)
             flags = (_LAST if index == last else 0) | (_TOMBSTONE if value is None else 0)
-            value = value or b""  # noqa: PLW2901  # a tombstone's
+            value = value or b""  # a tombstone's
             name = key.encode()
             yield pack(flags, len(name), len(value), create, mod, version, lease) + name + value
 
@@ -101,7 +104,7 @@ class KeyspaceRestorer:
             key = chunk[start:middle].decode()
             value = chunk[middle:position]
             if mod <= floor:
-                keyspace.load(key, (value, create, mod, version, lease))
+                keyspace.load(key, pack_record(value, create, mod, version, lease))
                 continue
             self._writes.append((key, None if flags & _TOMBSTONE else value, lease))
             if mod != keyspace.revision + 1:

@@ -1,12 +1,7 @@
 """The map in many versions (MVCC): what every key held at every retained revision.
 
-A record is a plain tuple of atoms, so that Python's garbage collector untracks it (a million slotted objects cost
-150 ms a collection, a million such tuples next to nothing)::
-
-    (value, create_revision, mod_revision, version, lease)
-
-``value`` is None in a *tombstone*, which says that the key was deleted at ``mod_revision``; its ``lease`` names the
-lease that expired, 0 if a command deleted it. Revisions are consecutive; the empty map is at revision 0.
+Revisions are consecutive; the empty map is at revision 0. Nothing that Python's garbage collector tracks is kept per
+key: the dicts that grow with the map hold atoms only, so it passes them by (a million tuples cost 200 ms a collection).
 
 Two floors. The *logical* one is moved by a command, so every replica refuses the same reads. Memory is freed up to
 the *physical* one, later and bit by bit, and never past a pin. Nothing a command computes depends on the physical
@@ -16,20 +11,19 @@ floor.
 from __future__ import annotations
 
 import bisect
-import operator
+import struct
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from sortedcontainers import SortedList
 
 from replikv.errors import CompactedError, InternalError
 from replikv.machine.ranges import KeyRange
+from replikv.machine.record import HEAD, LIVE, Record, is_live, mod_revision_of, pack_record
 
-__all__ = ["Change", "Changes", "Keyspace", "Pin", "Record", "Write", "is_live"]
+__all__ = ["Change", "Changes", "Keyspace", "Pin", "Write"]
 
-Record: TypeAlias = tuple[bytes | None, int, int, int, int]
-"""(value, create_revision, mod_revision, version, lease)"""
 Change: TypeAlias = tuple[str, Record, Record | None]
 """(key, record, the live record that it replaced)"""
 Changes: TypeAlias = tuple[Change, ...]
@@ -38,27 +32,22 @@ Write: TypeAlias = tuple[str, bytes | None, int]
 """(key, value or None to delete, lease)"""
 
 CHANGE_BYTES: Final = 350
-"""What a retained change costs beside its key and the value it replaced: two tuples, a list, slots of two dicts,
-integers. Measured with tracemalloc on CPython 3.11 (330), and a little for what the allocator loses."""
+"""What a retained change costs beside its key and the value it replaced: the head of a record, a tuple, a bytearray,
+slots of two dicts, integers. Measured with tracemalloc on CPython 3.11 (325), and a little for what the allocator
+loses."""
 
 _TRIM_CHANGES: Final = 4
 """Changes trimmed per command beside twice its own: more than are made, so the physical floor always catches up."""
-
-_EAGER_VERSIONS: Final = 128
-_STALE_VERSIONS: Final = 64
-"""Up to so many older versions of a key are dropped one by one; those of a hotter key in blocks, since what is dropped
-at the front of a list moves all that follows. The last ones are dropped one by one again, so none are forgotten."""
 
 _SCAN_KEYS_MIN: Final = 16
 _SCAN_KEYS_MAX: Final = 256
 """Keys that a scan looks up at a time; it starts small, since most readers want few."""
 
-_mod_revision: Final = operator.itemgetter(2)
-
-
-def is_live(record: Record | None) -> bool:
-    """Whether there is a value: neither an absent key nor a tombstone."""
-    return record is not None and record[0] is not None
+_pack_head: Final = HEAD.pack
+_unpack_head: Final = HEAD.unpack_from
+_HEAD_BYTES: Final = HEAD.size
+_pack_place: Final = struct.Struct("=QQ").pack
+_PLACE_BYTES: Final = 16
 
 
 class Pin:
@@ -107,9 +96,10 @@ class Keyspace:
         self.pinned_bytes_max = pinned_bytes_max
         self._records: dict[str, Record] = {}
         """The newest record of each key; a tombstone only while its revision is above the physical floor."""
-        self._older: dict[str, list[Record]] = {}
-        """Older records of a key that are visible above the physical floor (and a few stale ones of hot keys), by
-        ascending mod_revision. No empty lists."""
+        self._places: dict[str, bytearray] = {}
+        """Where in the log the changes of a key are: (revision, index of the replaced record in its entry), ascending,
+        two words of eight bytes each. Exactly the keys that were changed above the physical floor. Packed: a bytearray
+        is not tracked by the garbage collector, and gives up its first bytes in O(1)."""
         self._live: SortedList[str] = SortedList()
         """The keys of ``_records`` whose record is live."""
         self._dead: SortedList[str] = SortedList()
@@ -137,12 +127,17 @@ class Keyspace:
 
     def __contains__(self, key: object) -> bool:
         record = self._records.get(key)  # type: ignore[call-overload]  # whatever is no str is in no dict of str
-        return record is not None and record[0] is not None
+        return record is not None and record[LIVE] == 1
 
     def get(self, key: str) -> Record | None:
         """The record of a key, None if there is none. O(1)."""
         record = self._records.get(key)
-        return None if record is None or record[0] is None else record
+        return None if record is None or not record[LIVE] else record
+
+    def get_value(self, key: str) -> bytes | None:
+        """The encoded value of a key, None if there is none. O(1)."""
+        record = self._records.get(key)
+        return record[_HEAD_BYTES:] if record is not None and record[LIVE] else None
 
     def count(self, keys: KeyRange) -> int:
         """How many keys of the range there are. O(log n)."""
@@ -167,11 +162,13 @@ class Keyspace:
     def version_at(self, key: str, revision: int) -> Record | None:
         """:meth:`get_at` for who holds a pin: right down to the physical floor, unchecked."""
         record = self._records.get(key)
-        if record is not None and record[2] > revision:
-            older = self._older.get(key, ())
-            index = bisect.bisect_right(older, revision, key=_mod_revision)
-            record = older[index - 1] if index else None
-        return None if record is None or record[0] is None else record
+        if record is None:
+            return None
+        if mod_revision_of(record) > revision:
+            places = memoryview(self._places[key]).cast("Q")
+            first = 2 * bisect.bisect_right(places[::2], revision)  # what that change replaced was there before it
+            return cast("Record | None", self._log[places[first]][places[first + 1]])
+        return record if record[LIVE] else None
 
     def scan(
         self,
@@ -254,17 +251,18 @@ class Keyspace:
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key."""
         previous = self._records.get(key)
-        if previous is None or previous[0] is None:
+        if previous is None or not previous[LIVE]:
             return self.commit(((key, value, lease),))
         revision = self.revision + 1
-        record = (value, previous[1], revision, previous[3] + 1, lease)
+        created, _, version, _, _ = _unpack_head(previous)
+        record = cast("Record", _pack_head(created, revision, version + 1, lease, 1) + value)
         self._records[key] = record
-        older = self._older.get(key)
-        if older is None:
-            self._older[key] = [previous]
+        places = self._places.get(key)
+        if places is None:
+            self._places[key] = bytearray(_pack_place(revision, 3))
         else:
-            older.append(previous)
-        self._bytes += CHANGE_BYTES + len(key) + len(previous[0])
+            places += _pack_place(revision, 3)
+        self._bytes += CHANGE_BYTES + len(key) + len(previous) - _HEAD_BYTES
         self._log[revision] = (self._bytes, key, record, previous)
         self.revision = revision
         if self.physical_floor < self._target:
@@ -277,30 +275,29 @@ class Keyspace:
         Deletes of what is not there are left out; when nothing is left, no revision is taken.
         """
         revision = self.revision + 1
-        records = self._records
+        records, places = self._records, self._places
         changes: list[str | Record | None] = []
         for key, value, lease in writes:
             replaced = records.get(key)
-            previous = None if replaced is None or replaced[0] is None else replaced
-            record: Record
+            previous = replaced if replaced is not None and is_live(replaced) else None
             if value is not None:
                 if previous is not None:
-                    record = (value, previous[1], revision, previous[3] + 1, lease)
+                    created, _, version, _, _ = _unpack_head(previous)
+                    record = pack_record(value, created, revision, version + 1, lease)
                 else:
-                    record = (value, revision, revision, 1, lease)
+                    record = pack_record(value, revision, revision, 1, lease)
                     self._live.add(key)
                     if replaced is not None:
                         self._dead.remove(key)
             elif previous is None:
                 continue
             else:
-                record = (None, 0, revision, 0, lease)
+                record = pack_record(None, 0, revision, 0, lease)
                 self._live.remove(key)
                 self._dead.add(key)
             records[key] = record
-            if replaced is not None:
-                self._older.setdefault(key, []).append(replaced)
-            self._bytes += CHANGE_BYTES + len(key) + (len(previous[0] or b"") if previous is not None else 0)
+            places.setdefault(key, bytearray()).extend(_pack_place(revision, len(changes) + 3))
+            self._bytes += CHANGE_BYTES + len(key) + (len(previous) - _HEAD_BYTES if previous is not None else 0)
             changes += (key, record, previous)
         if not changes:
             return self.revision
@@ -312,7 +309,7 @@ class Keyspace:
 
     def load(self, key: str, record: Record) -> None:
         """Add a record as of ``revision`` while a keyspace is built from a snapshot: no change, no history."""
-        if key in self._records or record[0] is None or record[2] > self.revision or self._log:
+        if key in self._records or not is_live(record) or mod_revision_of(record) > self.revision or self._log:
             raise InternalError(f"the snapshot has a record of {key!r} that cannot stand at revision {self.revision}")
         self._records[key] = record
         self._live.add(key)
@@ -367,21 +364,19 @@ class Keyspace:
 
         Every command does a little of it; call it when there is time, and when no commands come.
         """
-        log, older, revision = self._log, self._older, self.physical_floor
+        log, places, revision = self._log, self._places, self.physical_floor
         while changes_max > 0 and revision < self._target:
             revision += 1
             entry = log.pop(revision)
             changes_max -= len(entry) // 3
             for index in range(1, len(entry), 3):
-                key, record, replaced = entry[index : index + 3]
-                versions = older.get(key)
-                if versions is not None and versions[0][2] < revision:
-                    stale = 1 if versions[0] is replaced else bisect.bisect_left(versions, revision, key=_mod_revision)
-                    if stale == len(versions):
-                        del older[key]
-                    elif stale >= _STALE_VERSIONS or len(versions) <= _EAGER_VERSIONS:
-                        del versions[:stale]
-                if record[0] is None and self._records.get(key) is record:
+                key, record = entry[index], entry[index + 1]
+                own = places[key]
+                if len(own) == _PLACE_BYTES:
+                    del places[key]
+                else:
+                    del own[:_PLACE_BYTES]
+                if not record[LIVE] and self._records.get(key) is record:
                     del self._records[key]
                     self._dead.remove(key)
             self._trimmed_bytes = entry[0]

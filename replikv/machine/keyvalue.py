@@ -20,8 +20,9 @@ from replikv.machine.base import StateMachine
 from replikv.machine.commands import COMPACT, COMPARE, ITEM, KEYED, REPLACE, UPDATE, Operation
 from replikv.machine.envelope import Status
 from replikv.machine.history import KeyspaceRestorer, keyspace_chunks
-from replikv.machine.keyspace import Keyspace, Record, Write
+from replikv.machine.keyspace import Keyspace, Write
 from replikv.machine.ranges import KeyRange
+from replikv.machine.record import lease_of, mod_revision_of, value_of
 from replikv.machine.values import decode_value, encode_value, equal_values
 
 __all__ = ["KeyValue"]
@@ -128,12 +129,12 @@ class KeyValue(StateMachine):
 
     def _pop(self, data: bytes, offset: int) -> bytes:
         key, _, _ = _read_keyed(data, offset)
-        old = self._value(key)
+        old = self.keyspace.get_value(key)
         return _pack_outcome(0, self.keyspace.commit(((key, None, 0),)), old is not None) + (old or b"")
 
     def _setdefault(self, data: bytes, offset: int) -> bytes:
         key, lease, value = _read_keyed(data, offset, has_value=True)
-        old = self._value(key)
+        old = self.keyspace.get_value(key)
         if old is not None:
             return _pack_outcome(0, self.keyspace.revision, True) + old
         return _pack_outcome(0, self.keyspace.put(key, value, lease), False)
@@ -142,7 +143,7 @@ class KeyValue(StateMachine):
         key, _, by_data = _read_keyed(data, offset, has_value=True)
         by = decode_value(by_data)
         record = self.keyspace.get(key)
-        old, lease = (0, 0) if record is None else (decode_value(_value_of(record)), record[4])
+        old, lease = (0, 0) if record is None else (decode_value(value_of(record)), lease_of(record))
         for number, name in ((by, "the increment"), (old, f"the value of '{key[:100]}'")):
             if type(number) is not int:  # a bool is no number here
                 raise _RefusedError(f"{name} is a {type(number).__name__}, not an int: nothing was added")
@@ -160,7 +161,7 @@ class KeyValue(StateMachine):
             (commands.EXPECTED_PRESENT if expected else 0) | (commands.VALUE_PRESENT if value else 0)
         ):
             raise _RefusedError("the values are not as the flags of the command say")
-        old = self._value(key)
+        old = self.keyspace.get_value(key)
         done = equal_values(old, expected) if old and expected else not old and not expected
         if not done:
             return _pack_outcome(0, self.keyspace.revision, False)
@@ -174,17 +175,13 @@ class KeyValue(StateMachine):
         if not value:
             raise _RefusedError("the command ends before its value")
         record = self.keyspace.get(key)
-        if expected != (0 if record is None else record[2]):
+        if expected != (0 if record is None else mod_revision_of(record)):
             return _pack_outcome(0, self.keyspace.revision, False)
         return _pack_outcome(0, self.keyspace.put(key, value, lease), True)
 
     def _compact(self, data: bytes, offset: int) -> bytes:
         _, floor = COMPACT.unpack_from(data, offset)
         return _pack_number(0, self.keyspace.compact(floor))
-
-    def _value(self, key: str) -> bytes | None:
-        record = self.keyspace.get(key)
-        return None if record is None else record[0]
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
@@ -212,9 +209,3 @@ def _read_keyed(data: bytes, offset: int, *, has_value: bool = False) -> tuple[s
     if end > len(data) or bool(value) != has_value:
         raise _RefusedError("the command is not as long as its fields say")
     return data[start:end].decode(), number, value
-
-
-def _value_of(record: Record) -> bytes:
-    value = record[0]
-    assert value is not None  # get() returns no tombstones
-    return value

@@ -5,7 +5,8 @@ Rules, for a command of session s with sequence q that carries the mark b ("ackn
 1. s is not in the table: UNKNOWN_SESSION, never executed. It may have been executed before s was evicted.
 2. The mark of s rises to b, never falls; results below it are forgotten.
 3. q is below the mark: STALE. q has a result: that, and nothing is executed. q is a window or more above the mark, or
-   the results kept for s are too large: BEYOND_WINDOW, until the client acknowledges some.
+   above it at all while the results kept for s are too large: BEYOND_WINDOW, until the client acknowledges some. The
+   command at the mark is always executed: the client cannot raise the mark before it has its result.
 4. Else the command is executed, and its result kept. Commands may come in any order.
 
 A session's id is *the position of the command that registered it*. No client chooses it, so a late duplicate of a
@@ -142,7 +143,10 @@ class Sessions:
             return results[sequence]
         if sequence < session.mark:
             return _STALE
-        if sequence >= session.mark + self.window or session.result_bytes > self.result_bytes_max:
+        if sequence >= session.mark + self.window:
+            return _BEYOND_WINDOW
+        # Never the one at the mark: whoever waits for it could not raise the mark otherwise, and make room.
+        if session.result_bytes > self.result_bytes_max and sequence > session.mark:
             return _BEYOND_WINDOW
         result = execute(command, offset)
         results[sequence] = result

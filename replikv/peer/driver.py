@@ -8,6 +8,7 @@ sees the state between two steps, and no cancellation can end one half-way.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import trio
 
 from replikv.errors import InternalError, UnavailableError
 from replikv.machine.commands import encode_compact
-from replikv.machine.envelope import CommandKind, Envelope, pack_commands, unpack_commands
+from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.applier import Applier
@@ -165,6 +166,13 @@ class Driver:
         self.node.report_snapshot(node_id, failed=failed)
         self._woken.set()
 
+    def deadline(self) -> float:
+        """When an operation that begins now has to be answered, at the latest.
+
+        Ticks look at deadlines, so this is one tick early: the caller is told within ``request_timeout_s``.
+        """
+        return trio.current_time() + self.settings.request_timeout_s - self.settings.heartbeat_interval_s
+
     # -- turns ---------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -174,6 +182,8 @@ class Driver:
             if self.node.commit_untold:
                 # Those who were answered are about to send more: what they send takes the commit index along.
                 await trio.lowlevel.checkpoint()
+            if trio.current_effective_deadline() == -math.inf:
+                await trio.lowlevel.checkpoint()  # cancelled, and so is the transport: no turn without it
             self._woken = trio.Event()
             self._turn()
 
@@ -217,7 +227,7 @@ class Driver:
         self.node.tick()
         now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
-        self.barriers.expire(now, self._unavailable)
+        self.barriers.expire(now, self._unanswered)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
         self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
@@ -272,7 +282,8 @@ class Driver:
             return Batch(pack_commands([registration]), self.proposals.registration_lost)
         room = (self.settings.entry_bytes_max - self.settings.command_bytes_max) // 2
         taken, commands = self.proposals.take(self.ticks, room)
-        return Batch(commands, lambda: self.proposals.give_back(taken)) if taken else None
+        session = self.proposals.session
+        return Batch(commands, lambda: self.proposals.give_back(taken, session)) if taken else None
 
     def _propose(self) -> None:
         batches, self._forwarded = self._forwarded, []
@@ -311,7 +322,9 @@ class Driver:
 
     def _take_forwarded(self, sender: str, forwarded: Forwarded) -> None:
         try:
-            unpack_commands(forwarded.commands)
+            for command in unpack_commands(forwarded.commands):
+                if len(command) < HEADER_BYTES:
+                    raise InternalError(f"a command of {len(command)} bytes is shorter than its header")
         except InternalError as exc:
             self._log.warning("malformed frame", sender=sender, reason=str(exc))
             return
@@ -415,6 +428,9 @@ class Driver:
         if self.applier.behind:
             done = self.applier.apply(trio.current_time() + self.settings.apply_slice_s, trio.current_time)
             self.node.applied(done)
+            if self.proposals.crowded:
+                self.proposals.crowded = False
+                self._hold_until_ticks = self.ticks + 1
             self._log_bytes += sum(entry.size for entry in done)
             self._log_entries += len(done)
             for listener in self.listeners:
@@ -487,6 +503,12 @@ class Driver:
         return UnavailableError(
             f"not applied within {self.settings.request_timeout_s} s: {self.why()};"
             " nothing was changed, so it is safe to try again"
+        )
+
+    def _unanswered(self) -> Exception:
+        return UnavailableError(
+            f"no linearizable read within {self.settings.request_timeout_s} s: {self.why()};"
+            " this process's replica can still be read without await"
         )
 
     def _why_unanswered(self) -> str:

@@ -238,7 +238,7 @@ class Peer:
             raise self._closed_error()
         driver = self._driver
         driver.wake()
-        return driver.proposals.submit(kind, payload, trio.current_time() + self.settings.request_timeout_s)
+        return driver.proposals.submit(kind, payload, driver.deadline())
 
     async def barrier(self) -> None:
         """As :meth:`Replicator.barrier`."""
@@ -246,7 +246,7 @@ class Peer:
             raise self._closed_error()
         driver = self._driver
         driver.wake()
-        await driver.barriers.wait(trio.current_time() + self.settings.request_timeout_s)
+        await driver.barriers.wait(driver.deadline())
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """As :meth:`Replicator.add_listener`."""

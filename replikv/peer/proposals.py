@@ -68,7 +68,11 @@ class Proposals:
         self._handed: dict[int, Proposal] = {}
         # Commands to hand over once more, before new ones.
         self._again: deque[Proposal] = deque()
-        self._unsettled: dict[int, None] = {}
+        # Sequence -> whether somebody was given its token, and may ask what became of it. Without one, it is here until
+        # it is seen applied: its attempts that are still under way must not be overtaken by the mark.
+        self._unsettled: dict[int, bool] = {}
+        self.crowded = False
+        """Set when the replicas keep too many results of ours to take more: the next try should wait a little."""
         # The position at which the session was registered; 0 without one.
         self.session = 0
         self._nonce = randomness.getrandbits(63)
@@ -89,7 +93,7 @@ class Proposals:
         def abort(_: object) -> trio.lowlevel.Abort:
             proposal.task = None
             if proposal.sequence:
-                self._leave_unsettled(proposal)
+                self._leave_unsettled(proposal, token=False)
             return trio.lowlevel.Abort.SUCCEEDED
 
         result: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
@@ -146,8 +150,13 @@ class Proposals:
         self._registration_handed_ticks = now_ticks
         return Envelope(CommandKind.REGISTER, 0, self._nonce, 0, self._node_id.encode()).encode()
 
-    def give_back(self, proposals: Sequence[Proposal]) -> None:
-        """These surely were not taken by whom they were handed to: they go again, and this attempt does not count."""
+    def give_back(self, proposals: Sequence[Proposal], session: int) -> None:
+        """These surely were not taken by whom they were handed to: they go again, and this attempt does not count.
+
+        ``session`` is that in which they were taken out: of attempts in a later one the refusal says nothing.
+        """
+        if session != self.session:
+            return
         for proposal in proposals:
             if proposal.sequence in self._handed:
                 proposal.attempts -= 1
@@ -193,7 +202,11 @@ class Proposals:
         reschedule, value = trio.lowlevel.reschedule, outcome.Value
         for command, result in zip(commands, results, strict=True):
             owner, sequence = _session_and_sequence(command, _SESSION_AT)
-            if owner != session or (proposal := handed.get(sequence)) is None:
+            if owner != session:
+                continue
+            if (proposal := handed.get(sequence)) is None:
+                if self._unsettled.get(sequence) is False:
+                    del self._unsettled[sequence]
                 continue
             if result[0] <= _FAILED:  # _answer's first case, for the many
                 del handed[sequence]
@@ -218,9 +231,11 @@ class Proposals:
             # has been applied, nor will it be. It may safely go again, in a new session.
             self._begin_anew(list(self._handed.values()))
         elif status == Status.BEYOND_WINDOW:
-            # Too much is kept for us until we acknowledge it: later there will be room.
+            # Too much is kept for us until we acknowledge it: what nobody waits for any more goes first.
             proposal.attempts -= 1
             self._again.append(proposal)
+            self._unsettled.clear()
+            self.crowded = True
         else:
             error = InternalError(f"command {proposal.sequence} of session {self.session}: {Status(status).name}")
             del self._handed[proposal.sequence]
@@ -289,7 +304,7 @@ class Proposals:
                 self._fail(proposal, surely_not)
             else:
                 task = proposal.task
-                self._leave_unsettled(proposal)
+                self._leave_unsettled(proposal, token=task is not None)
                 proposal.task = task
                 self._fail(proposal, self._unknown(self.session, proposal.sequence, why()))
 
@@ -310,10 +325,10 @@ class Proposals:
             (session, sequence),
         )
 
-    def _leave_unsettled(self, proposal: Proposal) -> None:
+    def _leave_unsettled(self, proposal: Proposal, *, token: bool) -> None:
         if self._handed.pop(proposal.sequence, None) is None or proposal.attempts == 0:
             return
-        self._unsettled[proposal.sequence] = None
+        self._unsettled[proposal.sequence] = token
         # Oldest first: a dict keeps the order, and callers leave in about the order of their sequences.
         while self._unsettled and self._next_sequence - next(iter(self._unsettled)) > UNSETTLED_MAX:
             del self._unsettled[next(iter(self._unsettled))]

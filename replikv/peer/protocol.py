@@ -12,7 +12,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
-from replikv.raft.entries import Entry, SnapshotMetadata
+from replikv.errors import InternalError
+from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.log import check_slice
 from replikv.raft.membership import Membership
 from replikv.raft.messages import (
@@ -87,6 +88,7 @@ class SnapshotHeader(NamedTuple):
 
 
 _APPEND: Final = struct.Struct(">BQQQQI")  # kind, term, previous index, previous term, commit, entries
+_ENTRY_KINDS: Final = frozenset(map(int, EntryKind))
 _ENTRY: Final = struct.Struct(">QBI")  # term, kind, bytes of data; the index follows from the place
 _APPEND_RESPONSE: Final = struct.Struct(">BQQ?QQ")  # kind, term, index, reject, hint index, hint term
 _VOTE: Final = struct.Struct(">BQQQ??")  # kind, term, last index, last term, pre-vote, transfer
@@ -191,6 +193,8 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
         if len(data) != length:
             raise ValueError("an entry is cut off")
         position += length
+        if kind not in _ENTRY_KINDS:
+            raise ValueError(f"entry {index} is of kind {kind}")
         entries.append(Entry(index, entry_term, data, kind))
     if position != len(frame):
         raise ValueError("bytes after the last entry")
@@ -274,7 +278,11 @@ def _decode_refusal(frame: bytes, _sender: str, _to: str) -> Refusal:
 
 def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHeader:
     _, term, index, index_term = _SNAPSHOT.unpack_from(frame)
-    return SnapshotHeader(term, SnapshotMetadata(index, index_term, Membership.decode(frame[_SNAPSHOT.size :])))
+    try:
+        membership = Membership.decode(frame[_SNAPSHOT.size :])
+    except (InternalError, AttributeError, RecursionError) as exc:
+        raise ValueError("its membership is none") from exc
+    return SnapshotHeader(term, SnapshotMetadata(index, index_term, membership))
 
 
 _DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Message | Forwarded | Refusal | SnapshotHeader]]] = {

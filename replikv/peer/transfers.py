@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Final
 
@@ -33,6 +34,10 @@ END: Final = b"\x03"
 
 READ_BYTES = 1024 * 1024
 """What is read from storage at a time."""
+
+
+SILENCE_MAX_S = 10.0
+"""How long a sender may be silent. Its chunks are small, and it reads them from its own disk."""
 
 
 @dataclasses.dataclass(slots=True, eq=False)
@@ -103,7 +108,11 @@ class SnapshotSender:
 
 
 class SnapshotReceiver:
-    """Receives one snapshot at a time."""
+    """Receives one snapshot at a time.
+
+    A sender that was stopped may keep its connection: nobody must wait for it for ever. So one that is silent is given
+    up, and one of a later term, or the same, takes the place of whoever is sending.
+    """
 
     def __init__(
         self,
@@ -116,7 +125,11 @@ class SnapshotReceiver:
         self._replica = replica
         self._lock = lock
         self._install = install
-        self._busy = False
+        # The transfer under way: the term it is sent in, and the scope that ends it.
+        self._term = 0
+        self._transfer: trio.CancelScope | None = None
+        # Whether one is received whole and on its way into the log.
+        self._installing = False
         self._log = structlog.get_logger(component="snapshots")
 
     async def receive(self, node_id: str, channel: Channel, node: str) -> None:
@@ -127,33 +140,59 @@ class SnapshotReceiver:
             return
         if not isinstance(header, SnapshotHeader):
             return
-        if self._busy:
-            await channel.send(REFUSED + b"another snapshot is being received")
-            return
-        self._busy = True
-        try:
-            async with self._lock:
-                if header.snapshot.index <= self._storage.image.snapshot().index:
-                    await channel.send(REFUSED + b"there is a snapshot at least as new here")
-                    return
-                await channel.send(GO)
-                received = await self._receive(channel, node_id, header)
+        if self._transfer is not None:
+            if header.term < self._term:
+                await channel.send(REFUSED + b"a newer leader sends another snapshot")
+                return
+            self._transfer.cancel()
+        self._term, self._transfer = header.term, trio.CancelScope()
+        with self._transfer as transfer:
+            try:
+                received = await self._take(channel, node_id, header, transfer)
+            finally:
+                if self._transfer is transfer:
+                    self._transfer = None
+        if transfer.cancelled_caught:
+            self._log.warning("snapshot given up", sender=node_id, index=header.snapshot.index)
+        elif received is not None:
+            try:
+                self._install(received)
+                await received.done.wait()
+            finally:
+                self._installing = False
+            await channel.send(GO)
+
+    async def _take(
+        self, channel: Channel, node_id: str, header: SnapshotHeader, transfer: trio.CancelScope
+    ) -> ReceivedSnapshot | None:
+        async with self._lock:
+            if self._installing:
+                await channel.send(REFUSED + b"another snapshot is being installed")
+                return None
+            if header.snapshot.index <= self._storage.image.snapshot().index:
+                await channel.send(REFUSED + b"there is a snapshot at least as new here")
+                return None
+            await channel.send(GO)
+            received = await self._receive(channel, node_id, header, transfer)
             if received is None:
                 await channel.send(REFUSED + b"the chunks do not make a snapshot")
-                return
-            self._install(received)
-            await received.done.wait()
-            await channel.send(GO)
-        finally:
-            self._busy = False
+            self._installing = received is not None
+            return received
 
-    async def _receive(self, channel: Channel, node_id: str, header: SnapshotHeader) -> ReceivedSnapshot | None:
+    async def _receive(
+        self, channel: Channel, node_id: str, header: SnapshotHeader, transfer: trio.CancelScope
+    ) -> ReceivedSnapshot | None:
         restorer = self._replica.restorer()
         writer = await blocking(self._storage, self._storage.create_snapshot, header.snapshot)
         try:
             pending: list[bytes] = []
             size = 0
-            while (frame := await channel.receive())[:1] == CHUNK:
+            while True:
+                transfer.deadline = trio.current_time() + SILENCE_MAX_S
+                frame = await channel.receive()
+                transfer.deadline = math.inf
+                if frame[:1] != CHUNK:
+                    break
                 chunk = frame[1:]
                 try:
                     restorer.feed(chunk)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 from typing import Any
 
-from replikv.machine.keyspace import Keyspace, Record
+from replikv.machine.keyspace import Keyspace
 from replikv.machine.ranges import KeyRange
+from replikv.machine.record import Record, unpack_record, value_of
 from replikv.machine.values import decode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.entry import Entry
@@ -32,10 +33,13 @@ class LocalReads:
 
     def __getitem__(self, key: str) -> Any:
         """The value under a key, the caller's own copy. O(1). Raises KeyError."""
-        record = self._record(key)
-        if record is None or record[0] is None:
-            raise KeyError(key)
-        return decode_value(record[0])
+        replicator = self._replicator
+        replicator.check_open()
+        if isinstance(key, str):  # nobody is held to the annotation
+            value = replicator.replica.keyspace.get_value(self._prefix + key)
+            if value is not None:
+                return decode_value(value)
+        raise KeyError(key)
 
     def __contains__(self, key: object) -> bool:
         """Whether the key is there. O(1)."""
@@ -48,10 +52,10 @@ class LocalReads:
         Entry(key='feature/dark-mode', value=True, create_revision=1, mod_revision=1, version=1, lease=None)
         """
         record = self._record(key)
-        if record is None or record[0] is None:
+        if record is None:
             raise KeyError(key)
-        _, created, modified, version, lease = record
-        return Entry(key, decode_value(record[0]), created, modified, version, lease or None)
+        _, created, modified, version, lease = unpack_record(record)
+        return Entry(key, decode_value(value_of(record)), created, modified, version, lease or None)
 
     # -- all keys, in order --------------------------------------------------------------------------------------------
 
@@ -107,7 +111,7 @@ class LocalReads:
         """
         length = len(self._prefix)
         scan = self._scan(prefix, start, stop, reverse, limit)
-        return ((key[length:], decode_value(record[0] or b"")) for key, record in scan)
+        return ((key[length:], decode_value(value_of(record))) for key, record in scan)
 
     def values(
         self,
@@ -124,7 +128,7 @@ class LocalReads:
         ['beta', True]
         """
         scan = self._scan(prefix, start, stop, reverse, limit)
-        return (decode_value(record[0] or b"") for _, record in scan)
+        return (decode_value(value_of(record)) for _, record in scan)
 
     # -- the replica ---------------------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from replikv.errors import CompactedError, ConfigurationError, EncodingError, Va
 from replikv.machine import commands
 from replikv.machine.commands import encode_key, encode_put
 from replikv.machine.envelope import CommandKind
+from replikv.machine.record import value_of
 from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.change import Change
@@ -209,7 +210,7 @@ class Store(LocalReads):
         else:
             await self._reach(check_count("revision", revision, 0))
             record = self._keyspace().get_at(key, revision)
-        return default if record is None or record[0] is None else decode_value(record[0])
+        return default if record is None else decode_value(value_of(record))
 
     async def barrier(self) -> None:
         """Return when this replica has everything that was committed anywhere before the call.

@@ -51,8 +51,8 @@ class Subscription:
             with self._scope:
                 while True:
                     await self._deliver()
-        except ClusterClosedError:
-            pass  # the end of every subscription
+        except (ClusterClosedError, trio.ClosedResourceError):
+            pass  # the end of every subscription; the second when cancel() overtakes a change that just came
         finally:
             self._watch.close()
 

@@ -16,8 +16,9 @@ import trio
 
 from replikv.errors import ClusterClosedError, CompactedError, LaggedError
 from replikv.machine import keyspace as mvcc
-from replikv.machine.keyspace import Keyspace, Record
+from replikv.machine.keyspace import Keyspace
 from replikv.machine.ranges import KeyRange
+from replikv.machine.record import Record, pack_record, unpack_record, value_of
 from replikv.machine.values import decode_value
 from replikv.store.change import Change
 from replikv.store.replicator import Replicator
@@ -67,11 +68,11 @@ class Watch:
                 if not self._ready and not self._live:
                     await trio.lowlevel.checkpoint()
         key, record, previous = self._ready.popleft()
-        value, _, revision, _, lease = record
+        value, _, revision, _, lease = unpack_record(record)
         return Change(
             key[self._scope_length :],
             None if value is None else decode_value(value),
-            None if previous is None or previous[0] is None else decode_value(previous[0]),
+            None if previous is None else decode_value(value_of(previous)),
             revision,
             "put" if value is not None else "expire" if lease else "delete",
         )
@@ -105,8 +106,8 @@ class Watch:
         """The state is one batch of one revision, cut into slices: a reader goes on behind it when he has all of it."""
         taken = 0
         for key, record in itertools.islice(state, min(self._buffer, SLICE_CHANGES)):
-            value, created, _, version, lease = record
-            self._ready.append((key, (value, created, self.position, version, lease), None))
+            value, created, _, version, lease = unpack_record(record)
+            self._ready.append((key, pack_record(value, created, self.position, version, lease), None))
             taken += 1
         if not taken:
             self._state = None

@@ -11,6 +11,7 @@ from replikv.errors import EncodingError, InternalError, ValueTooLargeError
 from replikv.machine import commands
 from replikv.machine.envelope import Status
 from replikv.machine.keyvalue import KeyValue
+from replikv.machine.record import unpack_record, value_of
 from replikv.machine.values import decode_value, encode_value
 
 
@@ -38,7 +39,11 @@ class Map:
 
     @property
     def contents(self) -> dict[str, Any]:
-        return {key: decode_value(record[0] or b"") for key, record in self.machine.keyspace.scan()}
+        return {key: decode_value(value_of(record)) for key, record in self.machine.keyspace.scan()}
+
+    def held(self, key: str) -> tuple[bytes | None, int, int, int, int] | None:
+        record = self.machine.keyspace.get(key)
+        return None if record is None else unpack_record(record)
 
     @property
     def revision(self) -> int:
@@ -53,7 +58,7 @@ def test_put() -> None:
         commands.decode_put_result(kv.run(commands.encode_put(key, cbor(value), lease)))
         for key, value, lease in ((b"a", 1, 0), (b"b", 2, 0), (b"a", 3, 9))
     ]
-    assert (cbor(3), 1, 3, 2, 9) == kv.machine.keyspace.get("a")
+    assert (cbor(3), 1, 3, 2, 9) == kv.held("a")
 
 
 def test_delete() -> None:
@@ -64,7 +69,7 @@ def test_delete() -> None:
     assert (2, True) == commands.decode_outcome_result(kv.run(commands.encode_delete(b"a")))
     assert (2, False) == commands.decode_outcome_result(kv.run(commands.encode_delete(b"a")))
     kv.run(commands.encode_put(b"a", cbor(2)))
-    assert (cbor(2), 3, 3, 1, 0) == kv.machine.keyspace.get("a")
+    assert (cbor(2), 3, 3, 1, 0) == kv.held("a")
 
 
 def test_update() -> None:
@@ -73,7 +78,8 @@ def test_update() -> None:
 
     assert 1 == commands.decode_put_result(kv.run(commands.encode_update({})))
     assert 2 == commands.decode_put_result(kv.run(commands.encode_update({b"a": cbor(2), b"b": cbor(3)}, lease=4)))
-    assert [("a", (cbor(2), 1, 2, 2, 4)), ("b", (cbor(3), 2, 2, 1, 4))] == list(kv.machine.keyspace.scan())
+    assert {"a": cbor(2), "b": cbor(3)} == {key: value_of(record) for key, record in kv.machine.keyspace.scan()}
+    assert [(cbor(2), 1, 2, 2, 4), (cbor(3), 2, 2, 1, 4)] == [kv.held("a"), kv.held("b")]
 
 
 def test_delete_prefix() -> None:
@@ -101,7 +107,7 @@ def test_setdefault() -> None:
     assert (1, cbor(None)) == commands.decode_old_value_result(kv.run(commands.encode_setdefault(b"none", cbor(5))))
     assert (2, None) == commands.decode_old_value_result(kv.run(commands.encode_setdefault(b"a", cbor(5), 3)))
     assert (2, cbor(5)) == commands.decode_old_value_result(kv.run(commands.encode_setdefault(b"a", cbor(6))))
-    assert (cbor(5), 2, 2, 1, 3) == kv.machine.keyspace.get("a")
+    assert (cbor(5), 2, 2, 1, 3) == kv.held("a")
 
 
 def test_increment() -> None:
@@ -113,7 +119,7 @@ def test_increment() -> None:
     assert (3, cbor(2**65)) == commands.decode_increment_result(
         kv.run(commands.encode_increment(b"leased", cbor(2**64)))
     )
-    assert (cbor(2**65), 1, 3, 2, 7) == kv.machine.keyspace.get("leased")
+    assert (cbor(2**65), 1, 3, 2, 7) == kv.held("leased")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,126 @@
+"""Who may talk to a peer: clusters, node ids, and the incarnations that are bound to them."""
+
+from __future__ import annotations
+
+import pytest
+
+from replikv.peer.admission import Admission, Refused, cluster_id_of
+from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
+from replikv.storage.base import Identity
+from replikv.transport.base import Hello
+
+US = Identity("cluster", "a", "a1", "host-a:1", "host-a:1")
+
+
+def membership(**bindings: tuple[str, int]) -> Membership:
+    """Of a, b and c, with (incarnation, index) of those that are bound."""
+    unbound = Membership.of_voters({"a": "host-a:1", "b": "host-b:1", "c": "host-c:1"})
+    return unbound.with_records(
+        {node_id: MemberRecord(f"host-{node_id}:1", *binding) for node_id, binding in bindings.items()}
+    )
+
+
+def hello(node_id: str = "b", incarnation: str = "b1", *, cluster_id: str = "cluster", bound: int = 0) -> Hello:
+    return Hello(cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, bound_index=bound)
+
+
+def word(reason: str | None) -> str | None:
+    """What the refusal begins with."""
+    return None if reason is None else reason.partition(":")[0]
+
+
+def test_every_first_start_computes_the_same_cluster_id() -> None:
+    """From the ids in any order and the name: and no two different lists run together."""
+    assert cluster_id_of("abc", "x") == cluster_id_of("cab", "x")
+    different = [("abc", ""), ("ab", ""), ("ab", "c"), ("abcd", ""), (["ab", "c"], ""), (["a", "bc"], ""), ([], "abc")]
+    assert len(different) == len({cluster_id_of(ids, name) for ids, name in different})
+
+
+@pytest.mark.parametrize(
+    ("told", "refused"),
+    [
+        (hello(), None),
+        (hello("d", "d1"), None),
+        (hello(cluster_id="other"), Refused.CLUSTER),
+        (hello("a", "a1"), Refused.NODE_ID),
+        (hello("a", "a2"), Refused.NODE_ID),
+    ],
+)
+def test_strangers_and_doubles_are_refused(told: Hello, refused: Refused | None) -> None:
+    """The first word of the refusal says which it is, for whoever is refused to act on."""
+    assert refused == word(Admission(US, membership()).admit(told))
+
+
+def test_the_sentences_say_what_to_do() -> None:
+    """Both sides are named, and what to look at."""
+    admission = Admission(US, membership())
+    assert "check members= and Settings.cluster_name" in str(admission.admit(hello(cluster_id="other")))
+    assert "reached itself" in str(admission.admit(hello("a", "a1")))
+    assert "give each its own node id" in str(admission.admit(hello("a", "a2")))
+
+
+@pytest.mark.parametrize(
+    ("binding", "told", "refused"),
+    [
+        (("b1", 5), hello(incarnation="b1"), None),
+        (("b1", 5), hello(incarnation="b1", bound=5), None),
+        (("b1", 5), hello(incarnation="b2"), Refused.INCARNATION),
+        (("b1", 5), hello(incarnation="b2", bound=4), Refused.INCARNATION),
+        (("b1", 5), hello(incarnation="b2", bound=5), Refused.INCARNATION),
+        # We lag behind: it was removed and has joined anew since.
+        (("b1", 5), hello(incarnation="b2", bound=6), None),
+    ],
+)
+def test_the_bound_incarnation_counts(binding: tuple[str, int], told: Hello, refused: Refused | None) -> None:
+    """Of two claims the one bound at the higher index is newer."""
+    assert refused == word(Admission(US, membership(b=binding)).admit(told))
+
+
+def test_before_it_is_bound_the_first_one_told_counts() -> None:
+    """A peer that loses its disk that early must not come back as another, either."""
+    admission = Admission(US, membership())
+    assert admission.admit(hello(incarnation="b1")) is None
+    assert Refused.INCARNATION == word(admission.admit(hello(incarnation="b2")))
+    assert admission.admit(hello(incarnation="b1")) is None
+
+
+def test_who_was_refused_is_not_remembered() -> None:
+    """A stranger's claim must not keep the right one out."""
+    admission = Admission(US, membership())
+    assert admission.admit(hello(incarnation="stranger", cluster_id="other")) is not None
+    assert admission.admit(hello(incarnation="b1")) is None
+
+
+def test_what_is_to_be_bound() -> None:
+    """Members that have told theirs and have none bound, ourselves included; nobody who is no member."""
+    admission = Admission(US, membership())
+    admission.admit(hello("b", "b1"))
+    admission.admit(hello("d", "d1"))
+    assert (
+        MembershipChange(
+            (
+                MemberChange(ChangeKind.UPDATE, "a", incarnation="a1"),
+                MemberChange(ChangeKind.UPDATE, "b", incarnation="b1"),
+            )
+        )
+        == admission.unbound()
+    )
+    admission.membership = membership(a=("a1", 5), b=("b1", 5))
+    assert admission.unbound() is None
+    admission.admit(hello("c", "c1"))
+    assert MembershipChange((MemberChange(ChangeKind.UPDATE, "c", incarnation="c1"),)) == admission.unbound()
+
+
+@pytest.mark.parametrize(
+    ("bindings", "bound"), [({}, 0), ({"a": ("a1", 7)}, 7), ({"a": ("other", 7)}, 0), ({"b": ("b1", 7)}, 0)]
+)
+def test_our_own_hello_tells_since_when_we_are_bound(bindings: dict[str, tuple[str, int]], bound: int) -> None:
+    """Only if it is this incarnation that is bound."""
+    told = Admission(US, membership(**bindings)).hello()
+    assert ("cluster", "a", "a1", bound, "host-a:1") == (
+        told.cluster_id,
+        told.node_id,
+        told.incarnation,
+        told.bound_index,
+        told.address,
+    )

@@ -1,0 +1,166 @@
+"""A peer in a process of its own, told what to do by lines of JSON on stdin; it answers on stdout.
+
+``{"id": 1, "do": "put", "key": "k", "value": 1}`` is answered by ``{"id": 1, "result": ...}`` or by
+``{"id": 1, "error": "UnavailableError", "text": ...}``; commands run concurrently. Under load it tells of each
+acknowledged write: ``{"acknowledged": {key: value}}``. It dies when its parent does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from typing import Any
+
+import structlog
+import trio
+
+from replikv import Cluster, ReplikvError, Settings
+
+PR_SET_PDEATHSIG = 1
+BEAT_S = 0.005
+
+
+class Pauses:
+    """The longest the event loop kept a task waiting.
+
+    Other processes of a busy machine make any task late. What counts against us is the part of a delay in which this
+    process itself, any thread of it, used the processor: ``own_s``. ``wall_s`` is told beside it.
+    """
+
+    def __init__(self) -> None:
+        self.own_s = 0.0
+        self.wall_s = 0.0
+
+    async def measure(self) -> None:
+        while True:
+            before, used = time.perf_counter(), time.process_time()
+            await trio.sleep(BEAT_S)
+            excess = time.perf_counter() - before - BEAT_S
+            self.wall_s = max(self.wall_s, excess)
+            self.own_s = max(self.own_s, min(excess, time.process_time() - used))
+
+
+class Child:
+    """What is done with the cluster, by command."""
+
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+        self.cluster = cluster
+        self.nursery = nursery
+        self.pauses = Pauses()
+        self.load = trio.CancelScope()
+        self.acknowledged: dict[str, int] = {}
+
+    async def answer(self, command: dict[str, Any]) -> None:
+        number, name = command.pop("id"), command.pop("do")
+        try:
+            tell({"id": number, "result": await getattr(self, f"do_{name}")(**command)})
+        except ReplikvError as exc:
+            tell({"id": number, "error": type(exc).__name__, "text": str(exc)})
+
+    async def do_put(self, key: str, value: object) -> int:
+        return await self.cluster.store.put(key, value)
+
+    async def do_get(self, key: str) -> object:
+        return await self.cluster.store.get(key)
+
+    async def do_items(self) -> dict[str, object]:
+        """Everything, linearizable."""
+        await self.cluster.store.barrier()
+        return dict(self.cluster.store.items())
+
+    async def do_status(self) -> dict[str, object]:
+        status = self.cluster.status()
+        return {
+            "leader": status.leader,
+            "role": status.role,
+            "term": status.term,
+            "first_index": status.first_index,
+            "last_index": status.last_index,
+            "match": {node_id: progress.match_index for node_id, progress in status.progress.items()},
+        }
+
+    async def do_digest(self) -> tuple[int, str]:
+        return self.cluster.digest()
+
+    async def do_load(self, clients: int, prefix: str) -> None:
+        """Have so many clients write, each its own key, one number after the other, until they are stopped."""
+        self.nursery.start_soon(self.run_load, [f"{prefix}/{client}" for client in range(clients)])
+
+    async def run_load(self, keys: list[str]) -> None:
+        self.load = trio.CancelScope()
+        with self.load:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.tell_acknowledged)
+                for key in keys:
+                    nursery.start_soon(self.write, key)
+
+    async def do_stop_load(self) -> None:
+        self.load.cancel()
+
+    async def write(self, key: str) -> None:
+        for number in itertools.count(1):
+            try:
+                await self.cluster.store.put(key, number)
+            except TimeoutError:
+                key += "+"  # whose outcome is unknown may be applied after what follows: leave that key alone
+            else:
+                self.acknowledged[key] = number
+
+    async def tell_acknowledged(self) -> None:
+        while True:
+            await trio.sleep(0.002)
+            if self.acknowledged:
+                tell({"acknowledged": self.acknowledged})
+                self.acknowledged = {}
+
+    async def do_fill(self, keys: int, clients: int, value_bytes: int) -> None:
+        """Write so many keys, each twice."""
+        names = (f"key/{number % keys:08}" for number in range(2 * keys))
+
+        async def work() -> None:
+            for name in names:
+                await self.cluster.store.put(name, b"." * value_bytes)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(clients):
+                nursery.start_soon(work)
+
+    async def do_measure_pauses(self) -> None:
+        self.nursery.start_soon(self.pauses.measure)
+
+    async def do_pauses(self) -> dict[str, float]:
+        return {"own_s": self.pauses.own_s, "wall_s": self.pauses.wall_s}
+
+
+def tell(message: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(message) + "\n")
+    sys.stdout.flush()
+
+
+async def main(arguments: dict[str, Any]) -> None:
+    settings = Settings(**arguments.pop("settings"))
+    async with Cluster(**arguments, settings=settings) as cluster, trio.open_nursery() as nursery:
+        child = Child(cluster, nursery)
+        tell({"ready": True})
+        buffer = b""
+        async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:
+            while data := await stdin.receive_some():
+                *lines, buffer = (buffer + data).split(b"\n")
+                for line in lines:
+                    nursery.start_soon(child.answer, json.loads(line))
+        nursery.cancel_scope.cancel()
+
+
+if __name__ == "__main__":
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # also for a process that is stopped
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+    )
+    trio.run(main, json.loads(sys.argv[1]))
