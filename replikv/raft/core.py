@@ -1,7 +1,8 @@
 """Raft itself: what a node does when a message arrives, when time passes, and when it is asked.
 
 Nothing here acts on the world. Messages to send, entries to persist and entries to apply pile up in fields, and
-``RawNode`` (node.py) hands them out. What only a leader does is in leader.py.
+``RawNode`` (node.py) hands them out. How a leader is found is in elections.py, what only a leader does in leader.py,
+how the membership changes in reconfiguration.py.
 
 Durability: ``messages`` may leave at once. ``messages_after_append`` rest on the term, vote and entries as of when they
 were made and leave only once those are on disk. Requests for votes are among them: a candidate that forgot its term in
@@ -15,10 +16,10 @@ from __future__ import annotations
 import dataclasses
 from random import Random
 
-from replikv.errors import InternalError
-from replikv.raft import leader
+from replikv.errors import ConfigurationError, InternalError
+from replikv.raft import elections, leader, reading, reconfiguration, replication, transfer
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, HardState, SnapshotMetadata
-from replikv.raft.leader import ProposalDroppedError
+from replikv.raft.lease import ReadLease
 from replikv.raft.log import RaftLog
 from replikv.raft.membership import Membership, MembershipChange
 from replikv.raft.messages import (
@@ -33,10 +34,11 @@ from replikv.raft.messages import (
     RequestVote,
     RequestVoteResponse,
     TimeoutNow,
+    TransferLeadership,
 )
 from replikv.raft.progress import Tracker
-from replikv.raft.quorum import VoteResult
 from replikv.raft.reads import ReadQueue, ReadState
+from replikv.raft.refusals import ProposalDroppedError
 from replikv.raft.roles import Role, check_transition
 from replikv.raft.stable import StableStorage
 
@@ -58,6 +60,12 @@ class Config:
     check_quorum: bool = False
     """A leader that does not hear a majority for an election timeout steps down (thesis 6.2); whoever heard from a
     leader within one ignores candidates (thesis 4.2.3)."""
+    read_lease: bool = False
+    """Serve reads without asking while a majority has promised not to vote (thesis 6.4.1). Needs ``check_quorum``, and
+    the same on every member: one without it makes no promise that outlives its restart.
+
+    It rests on clocks (lease.py says what it assumes of them), and on being told the time: see ``RawNode.tell_time``.
+    As long as the time is not told, or there is no lease, reads go by ReadIndex."""
     message_bytes_max: int | None = None
     applying_bytes_max: int | None = None
     uncommitted_bytes_max: int | None = None
@@ -66,7 +74,12 @@ class Config:
     inflight_messages_max: int = 256
     inflight_bytes_max: int | None = None
     applied: int = 0
-    """The index that the state machine has applied already when the node starts."""
+    """The index that the state machine has applied already when the node starts: the newest snapshot's, or 0. The
+    membership comes from that snapshot, and changes after it are applied again."""
+
+    def __post_init__(self) -> None:
+        if self.read_lease and not self.check_quorum:
+            raise ConfigurationError("read_lease needs check_quorum: without it nobody is bound to the leader he hears")
 
 
 class Raft:
@@ -78,6 +91,8 @@ class Raft:
         self.id = config.node_id
         self.random = random
         self.log = RaftLog(storage, applying_bytes_max=config.applying_bytes_max)
+        # The index at which the configuration in force was set: a change's, or a snapshot's.
+        self.membership_index = storage.snapshot().index
         self.tracker = Tracker(
             membership,
             inflight_messages_max=config.inflight_messages_max,
@@ -88,7 +103,8 @@ class Raft:
         self.vote = hard_state.vote
         if hard_state.commit > self.log.last_index():
             raise InternalError(f"stored commit {hard_state.commit} is beyond the log's end {self.log.last_index()}")
-        self.log.commit_to(hard_state.commit)
+        # A snapshot is of committed state, and may be newer than the commit index, which is not saved for its own sake.
+        self.log.commit_to(max(hard_state.commit, storage.snapshot().index))
         if config.applied:
             self.log.applied_to(config.applied, 0)
 
@@ -99,6 +115,11 @@ class Raft:
         # checked (leader).
         self.election_elapsed = 0
         self.heartbeat_elapsed = 0
+        # Ticks since any leader was last answered, whatever has happened since, a restart included: it may hold a
+        # lease on that answer.
+        self.leader_silence = 0
+        # The time of the input that is being taken, in ticks of the runtime's clock; None while it is not told.
+        self.now: float | None = None
         # In [election_ticks, 2 * election_ticks - 1], drawn anew at each reset (paper 5.2).
         self.randomized_election_ticks = 0
 
@@ -116,8 +137,11 @@ class Raft:
         # Payload bytes of own entries not yet applied.
         self.uncommitted_bytes = 0
         self.reads = ReadQueue()
+        self.lease = ReadLease(config.election_ticks)
         # Whether followers have yet to be told the commit index.
         self.commit_untold = False
+        # A member needs a snapshot at this index or later: the one there is does not know it. 0: nobody does.
+        self.snapshot_wanted_index = 0
 
         self.become_follower(self.term, NO_NODE)
 
@@ -135,8 +159,7 @@ class Raft:
 
     def promotable(self) -> bool:
         """Whether the node may campaign: a voter with a state to stand on."""
-        progress = self.tracker.progress.get(self.id)
-        return progress is not None and not progress.is_learner and self.log.unstable.snapshot is None
+        return elections.promotable(self)
 
     def past_election_timeout(self) -> bool:
         """Whether the node has waited long enough."""
@@ -169,7 +192,7 @@ class Raft:
         progress.become_replicate()
         progress.recent_active = True
         self.pending_membership_index = self.log.last_index()
-        leader.append(self, b"", EntryKind.COMMANDS, limited=False)
+        replication.append(self, b"", EntryKind.COMMANDS, limited=False)
 
     def _enter(self, role: Role, term: int) -> None:
         check_transition(self.role, role)
@@ -195,99 +218,29 @@ class Raft:
         self.pending_membership_index = 0
         self.uncommitted_bytes = 0
         self.reads = ReadQueue()
+        self.lease = ReadLease(self.config.election_ticks)
         self.commit_untold = False
+        self.snapshot_wanted_index = 0
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def tick(self) -> None:
         """One unit of time has passed."""
         self.election_elapsed += 1
+        self.leader_silence += 1
         if self.role is Role.LEADER:
             leader.tick(self)
         elif self.promotable() and self.past_election_timeout():
             self.election_elapsed = 0
             self.campaign()
 
-    # -- elections -----------------------------------------------------------------------------------------------------
-
     def campaign(self, *, transfer: bool = False) -> None:
-        """Try to become leader, now. Does nothing for a leader, a learner, or with a membership change unapplied.
+        """Try to become leader, now. Does nothing for a leader, a learner, or with a membership change unapplied; nor,
+        with ``read_lease``, while a leader may hold a lease on this node's answers.
 
         ``transfer``: on the leader's request (thesis 3.10); skips the pre-vote and overrides leader stickiness.
         """
-        if self.role is Role.LEADER or not self.promotable() or self._unapplied_membership_change():
-            return
-        if self.config.pre_vote and not transfer:
-            self._request_votes(pre_vote=True)
-        else:
-            self._request_votes(transfer=transfer)
-
-    def _unapplied_membership_change(self) -> bool:
-        """Whether a committed change is not applied yet: the node would count votes of a configuration that is left."""
-        found = False
-
-        def look(entries: list[Entry]) -> bool:
-            nonlocal found
-            found = any(entry.kind == EntryKind.MEMBERSHIP for entry in entries)
-            return not found
-
-        low = max(self.log.applied + 1, self.log.first_index())
-        if low <= self.log.committed:
-            self.log.scan(low, self.log.committed + 1, 1 << 20, look)
-        return found
-
-    def _request_votes(self, *, pre_vote: bool = False, transfer: bool = False) -> None:
-        if pre_vote:
-            self.become_pre_candidate()
-        else:
-            self.become_candidate()
-        term = self.term + 1 if pre_vote else self.term
-        last_index, last_term = self.log.last_entry_id()
-        for node_id in self.tracker.voters():
-            if node_id == self.id:
-                self.send(RequestVoteResponse(to=self.id, term=term, pre_vote=pre_vote))
-            else:
-                self.send(
-                    RequestVote(
-                        to=node_id,
-                        term=term,
-                        last_index=last_index,
-                        last_term=last_term,
-                        pre_vote=pre_vote,
-                        transfer=transfer,
-                    )
-                )
-
-    def _handle_vote_request(self, message: RequestVote) -> None:
-        # A vote for somebody else in this term stands; so does a known leader. A pre-vote of a later term binds
-        # nobody: as many as ask may be told yes.
-        free = (
-            self.vote == message.sender
-            or (self.vote == NO_NODE and self.leader == NO_NODE)
-            or (message.pre_vote and message.term > self.term)
-        )
-        if free and self.log.is_up_to_date(message.last_index, message.last_term):
-            self.send(RequestVoteResponse(to=message.sender, term=message.term, pre_vote=message.pre_vote))
-            if not message.pre_vote:
-                self.election_elapsed = 0
-                self.vote = message.sender
-        else:
-            self.send(RequestVoteResponse(to=message.sender, reject=True, pre_vote=message.pre_vote))
-
-    def _handle_vote_response(self, message: RequestVoteResponse) -> None:
-        if message.pre_vote is not (self.role is Role.PRE_CANDIDATE):
-            return
-        self.tracker.record_vote(message.sender, not message.reject)
-        result = self.tracker.tally()
-        if result is VoteResult.WON:
-            if self.role is Role.PRE_CANDIDATE:
-                self._request_votes()
-            else:
-                self.become_leader()
-                leader.broadcast_append(self)
-        elif result is VoteResult.LOST:
-            # Also for a lost pre-vote the term stays: the voter's own may be higher, but then it came with it.
-            self.become_follower(self.term, NO_NODE)
+        elections.campaign(self, transfer=transfer)
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
@@ -309,7 +262,7 @@ class Raft:
         if message.term and not self._take_term(message):
             return
         if isinstance(message, RequestVote):
-            self._handle_vote_request(message)
+            elections.handle_request(self, message)
         elif self.role is Role.LEADER:
             leader.step(self, message)
         else:
@@ -333,13 +286,8 @@ class Raft:
 
     def _take_newer_term(self, message: Message) -> bool:
         if isinstance(message, RequestVote):
-            sticks = (
-                self.config.check_quorum
-                and self.leader != NO_NODE
-                and self.election_elapsed < self.config.election_ticks
-            )
-            if sticks and not message.transfer:
-                return False  # thesis 4.2.3: whoever heard from a leader within an election timeout does not vote
+            if not message.transfer and elections.sticks_to_leader(self):
+                return False
             if message.pre_vote:
                 return True  # the asker's future term is not ours
         if isinstance(message, RequestVoteResponse) and message.pre_vote and not message.reject:
@@ -355,6 +303,7 @@ class Raft:
             elif self.leader not in (NO_NODE, message.sender):
                 raise InternalError(f"two leaders in term {self.term}: {self.leader} and {message.sender}")
             self.election_elapsed = 0
+            self.leader_silence = 0
             self.leader = message.sender
             if isinstance(message, AppendEntries):
                 self._handle_append(message)
@@ -364,14 +313,18 @@ class Raft:
             else:
                 self._handle_snapshot(message)
         elif isinstance(message, RequestVoteResponse):
-            if self.role is not Role.FOLLOWER:
-                self._handle_vote_response(message)
+            if self.role is not Role.FOLLOWER and elections.record_vote(self, message):
+                self.become_leader()
+                replication.broadcast_append(self)
         elif isinstance(message, ReadIndex):
             self.forward_read(message)
         elif isinstance(message, ReadIndexResponse):
             self.read_states.append(ReadState(message.context, message.index))
-        elif isinstance(message, TimeoutNow) and self.role is Role.FOLLOWER:
-            self.campaign(transfer=True)
+        elif isinstance(message, TimeoutNow):
+            if self.role is Role.FOLLOWER:
+                self.campaign(transfer=True)
+        elif isinstance(message, TransferLeadership):
+            self.transfer_leadership(message.transferee)
 
     # -- replication, received -----------------------------------------------------------------------------------------
 
@@ -409,6 +362,7 @@ class Raft:
             self.log.commit_to(snapshot.index)
             return False
         self.log.restore(snapshot)
+        self.membership_index = snapshot.index
         self.tracker.switch(snapshot.membership, self.log.last_index())
         return True
 
@@ -422,26 +376,33 @@ class Raft:
 
     def propose_membership(self, change: MembershipChange) -> int:
         """Append a membership change as the leader; its index. At most one is under way (thesis 4.1)."""
-        if self.pending_membership_index > self.log.applied:
-            raise ProposalDroppedError(
-                f"a membership change may be pending: entry {self.pending_membership_index} is not applied yet"
-            )
-        index = self.propose(change.encode(), EntryKind.MEMBERSHIP)
+        if self.role is not Role.LEADER:
+            raise ProposalDroppedError(f"{self.id} is {self.role}, not the leader")
+        reconfiguration.check(self, change)
+        index = leader.propose(self, change.encode(), EntryKind.MEMBERSHIP)
         self.pending_membership_index = index
         return index
 
     def apply_membership(self, entry: Entry) -> Membership:
-        """A committed membership entry is being applied; the configuration from now on."""
-        change = MembershipChange.decode(entry.data)
-        if not change.only_updates:
-            raise InternalError(f"entry {entry.index} changes voters or learners: this release cannot apply it")
-        self.tracker.membership = change.updated(self.tracker.membership, entry.index)
-        return self.tracker.membership
+        """A committed membership entry is being applied, in its turn; the configuration from now on."""
+        return reconfiguration.apply(self, entry)
+
+    def transfer_leadership(self, to: str) -> bool:
+        """Hand leadership over to the node, or ask the leader to. False: it is none that could take it, or no leader.
+
+        Whether it succeeds shows only in who leads; see transfer.py.
+        """
+        if self.role is Role.LEADER:
+            return transfer.begin(self, to)
+        if self.role is not Role.FOLLOWER or self.leader == NO_NODE:
+            return False
+        self.send(TransferLeadership(to=self.leader, transferee=to))
+        return True
 
     def read_index(self, context: int) -> bool:
         """Begin a linearizable read of this node; a ReadState with ``context`` tells the index. False: no leader."""
         if self.role is Role.LEADER:
-            leader.add_read(self, self.id, context)
+            reading.add_read(self, self.id, context)
             return True
         return self.forward_read(ReadIndex(to=self.leader, sender=self.id, context=context))
 
@@ -455,3 +416,4 @@ class Raft:
     def applied_to(self, index: int, size: int) -> None:
         """Entries up to ``index`` are applied; ``size`` is what they counted for (their sizes added up)."""
         self.log.applied_to(max(index, self.log.applied), size)
+        reconfiguration.leave_if_due(self)

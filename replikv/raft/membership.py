@@ -123,9 +123,11 @@ class Transition(enum.StrEnum):
     """How a change takes effect (etcd's ConfChangeV2)."""
 
     AUTO = "auto"
-    """One step where one voter changes, a joint configuration that is left by itself otherwise."""
+    """One step where at most one voter changes, a joint configuration that is left by itself otherwise."""
     JOINT_IMPLICIT = "joint-implicit"
+    """A joint configuration that the leader leaves by itself."""
     JOINT_EXPLICIT = "joint-explicit"
+    """A joint configuration that is left by a change of its own, without changes in it."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -137,6 +139,16 @@ class MemberChange:
     address: str | None = None
     incarnation: str | None = None
     attributes: Mapping[str, str] | None = None
+
+    def recorded(self, record: MemberRecord, index: int) -> MemberRecord:
+        """The member's record after this change, made by the entry at ``index``."""
+        if self.address is not None:
+            record = dataclasses.replace(record, address=self.address)
+        if self.incarnation is not None and self.incarnation != record.incarnation:
+            record = dataclasses.replace(record, incarnation=self.incarnation, bound_index=index)
+        if self.attributes is not None:
+            record = dataclasses.replace(record, attributes=dict(sorted(self.attributes.items())))
+        return record
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -170,18 +182,11 @@ class MembershipChange:
 
     def updated(self, membership: Membership, index: int) -> Membership:
         """The membership after the UPDATE changes of this entry at ``index``; members that are gone are passed over."""
-        records = {}
+        records: dict[str, MemberRecord] = {}
         for change in self.changes:
-            record = membership.members.get(change.node_id)
-            if change.kind is not ChangeKind.UPDATE or record is None:
-                continue
-            if change.address is not None:
-                record = dataclasses.replace(record, address=change.address)
-            if change.incarnation is not None and change.incarnation != record.incarnation:
-                record = dataclasses.replace(record, incarnation=change.incarnation, bound_index=index)
-            if change.attributes is not None:
-                record = dataclasses.replace(record, attributes=dict(sorted(change.attributes.items())))
-            records[change.node_id] = record
+            record = records.get(change.node_id, membership.members.get(change.node_id))
+            if change.kind is ChangeKind.UPDATE and record is not None:
+                records[change.node_id] = change.recorded(record, index)
         return membership.with_records(records)
 
 

@@ -69,14 +69,22 @@ class RequestVote(Message):
     pre_vote: bool = False
     transfer: bool = False
     """Campaigns on the leader's own request, so that leader stickiness does not apply (thesis 3.10, 4.2.3)."""
+    commit: int = 0
+    commit_term: int = 0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)
 class RequestVoteResponse(Message):
-    """The vote. A granted pre-vote echoes the term asked for; anything else carries the voter's own."""
+    """The vote. A granted pre-vote echoes the term asked for; anything else carries the voter's own.
+
+    A request and its rejection tell what their sender knows to be committed, so that neither holds up an election for
+    want of that: a voter that was removed may be the only one to know that its vote is not needed. 0: not told.
+    """
 
     reject: bool = False
     pre_vote: bool = False
+    commit: int = 0
+    commit_term: int = 0
 
 
 @dataclasses.dataclass(slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """RawNode: the core as a machine with an input side and an output side.
 
-Put things in with ``step``, ``tick``, ``propose``, ``campaign`` and ``read_index``; then take one ``Ready`` and act on
-all of it. Taking it is accepting it: nothing is handed out twice.
+Put things in with ``step``, ``tick``, ``propose``, ``propose_membership``, ``transfer_leadership``, ``campaign`` and
+``read_index``; then take one ``Ready`` and act on all of it. Taking it is accepting it: nothing is handed out twice.
 
 What to do with a Ready, in this order where it matters:
 
@@ -10,21 +10,22 @@ What to do with a Ready, in this order where it matters:
 2.  Make ``write`` durable, after all earlier ones; then take it over into the storage that the core reads, and call
     ``persisted``, which tells what may be sent now. Writes of an older term, or of entries replaced meanwhile, change
     nothing when they complete late.
-3.  Apply ``committed`` in order and call ``applied``. Only durable entries are ever handed out, so that applied state
-    is never ahead of the own log.
+3.  Apply ``committed`` in order, membership entries by ``apply_membership`` in their turn, and call ``applied``. Only
+    durable entries are ever handed out, so that applied state is never ahead of the own log.
 4.  Serve ``reads`` once their index is applied.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from random import Random
 
 from replikv.errors import InternalError
-from replikv.raft import leader
+from replikv.raft import leader, replication, transfer
 from replikv.raft.core import Config, Raft
-from replikv.raft.entries import Entry, HardState
+from replikv.raft.entries import NO_NODE, Entry, HardState
 from replikv.raft.membership import Membership, MembershipChange
 from replikv.raft.messages import Message
 from replikv.raft.reads import ReadState
@@ -54,6 +55,8 @@ class RawNode:
         self._hard_state: HardState = self.raft.hard_state
         # The writes handed out and not completed, in order, each with the term and the end of the log as of then.
         self._writes: deque[tuple[Write, int, tuple[int, int]]] = deque()
+        # The last time that was told.
+        self._told = -math.inf
 
     # -- input ---------------------------------------------------------------------------------------------------------
 
@@ -74,8 +77,40 @@ class RawNode:
         return self.raft.propose(data)
 
     def propose_membership(self, change: MembershipChange) -> int:
-        """Append a membership change; its index. Raises ProposalDroppedError also while another is under way."""
+        """Append a membership change; its index.
+
+        Raises ChangePendingError while another may be under way, InvalidChangeError when it makes no sense for the
+        configuration in force, ProposalDroppedError as for any proposal. None of these enters the log.
+        """
         return self.raft.propose_membership(change)
+
+    def transfer_leadership(self, to: str) -> bool:
+        """Hand leadership over, or ask the leader to. False when nothing will come of it: ``to`` is no other voter, or
+        there is no leader to ask.
+
+        It is given up after an election timeout; ``transferring`` tells. Until then the leader refuses proposals.
+        """
+        return self.raft.transfer_leadership(to)
+
+    @property
+    def transferring(self) -> str:
+        """The node that this leader is handing over to; NO_NODE while it is not."""
+        return self.raft.transferee
+
+    def successor(self) -> str:
+        """Whom this leader had best hand over to: the voter that lacks least; NO_NODE when none was heard of."""
+        return transfer.successor(self.raft) if self.raft.role is Role.LEADER else NO_NODE
+
+    def tell_time(self, now: float) -> None:
+        """Say what time it is, in ticks of a monotonic clock; only ``Config.read_lease`` needs it.
+
+        It holds for what is put in until the next ``ready``. Look at the clock *after* that has arrived, reads of this
+        node and messages of others alike: what was asked before ``now`` may be answered under a lease that lasts
+        beyond it, however long the process stands still in between. Raises InternalError when time goes back.
+        """
+        if now < self._told:
+            raise InternalError(f"{self.raft.id}: the time went back from {self._told} to {now}")
+        self.raft.now = self._told = now
 
     def read_index(self, context: int) -> bool:
         """Ask for a linearizable read position under the caller's number ``context``. False when there is no leader."""
@@ -89,17 +124,22 @@ class RawNode:
     def tell_commit(self) -> None:
         """Tell the commit index now, unless entries have carried it since."""
         if self.raft.commit_untold:
-            leader.broadcast_append(self.raft)
+            replication.broadcast_append(self.raft)
+
+    @property
+    def snapshot_wanted(self) -> bool:
+        """Whether a member waits for a snapshot that knows it: take one of the state as of now."""
+        return self.raft.snapshot_wanted_index > self.raft.log.snapshot().index
 
     def report_unreachable(self, node_id: str) -> None:
         """Messages to the node were lost, or its connection was."""
         if self.raft.role is Role.LEADER:
-            leader.report_unreachable(self.raft, node_id)
+            replication.report_unreachable(self.raft, node_id)
 
     def report_snapshot(self, node_id: str, *, failed: bool) -> None:
         """What became of the snapshot that an InstallSnapshot asked to send."""
         if self.raft.role is Role.LEADER:
-            leader.report_snapshot(self.raft, node_id, failed=failed)
+            replication.report_snapshot(self.raft, node_id, failed=failed)
 
     # -- output --------------------------------------------------------------------------------------------------------
 
@@ -122,6 +162,7 @@ class RawNode:
     def ready(self) -> Ready:
         """Take everything there is to do."""
         raft = self.raft
+        raft.now = None
         messages, raft.messages = tuple(raft.messages), []
         reads, raft.read_states = tuple(raft.read_states), []
         write = self._take_write()

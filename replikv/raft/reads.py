@@ -9,7 +9,6 @@ queue is dropped with it, so an old acknowledgement can only confirm reads that 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
 from typing import NamedTuple
 
 __all__ = ["PendingRead", "ReadQueue", "ReadState"]
@@ -35,7 +34,7 @@ class ReadQueue:
     """The reads a leader has yet to answer, of one leadership."""
 
     def __init__(self) -> None:
-        # The position of the last read that was added; heartbeats carry it.
+        # The position of the last read that was added, or of a round of heartbeats without one; heartbeats carry it.
         self.position = 0
         # Ascending positions, and so ascending commit indexes.
         self.pending: deque[PendingRead] = deque()
@@ -56,14 +55,8 @@ class ReadQueue:
         if position > self.acknowledged.get(node_id, 0):
             self.acknowledged[node_id] = position
 
-    def confirmed(self, majority: Callable[[Callable[[str], int]], int]) -> list[PendingRead]:
-        """Take out the reads that a majority has confirmed.
-
-        ``majority`` gives the largest number that a majority reaches, from each node's number.
-        """
-        if not self.pending:
-            return []
-        position = majority(lambda node_id: self.acknowledged.get(node_id, 0))
+    def confirmed(self, position: int) -> list[PendingRead]:
+        """Take out the reads that a majority has confirmed, by answering up to ``position``."""
         ready = []
         while self.pending and self.pending[0].position <= position:
             ready.append(self.pending.popleft())

@@ -7,15 +7,16 @@ The disk of a peer is instant: what it has to persist is durable before its next
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from random import Random
 from typing import Any, TypeVar
 
 from logs import indexes
 
-from replikv.raft import leader
+from replikv.raft import replication
 from replikv.raft.core import Config, Raft
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, HardState
+from replikv.raft.invariants import Invariants
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries, AppendEntriesResponse, Message, RequestVoteResponse
 from replikv.raft.node import RawNode
@@ -72,6 +73,8 @@ class Peer:
         # How many entries each batch had that was handed out for applying.
         self.batches: list[int] = []
         self.reads: list[ReadState] = []
+        # Watches what this peer does, together with those of the same network.
+        self.invariants: Invariants | None = None
         self._writes: collections.deque[Write] = collections.deque()
 
     @property
@@ -91,6 +94,8 @@ class Peer:
             if not self.lazy:
                 sent += self.persist()
             self._apply(ready.committed)
+        if self.invariants is not None:
+            self.invariants.observe(self.raft)
         return sent
 
     def persist(self, count: int | None = None) -> list[Message]:
@@ -99,7 +104,12 @@ class Peer:
         for _ in range(len(self._writes) if count is None else count):
             write = self._writes.popleft()
             self.storage.apply(write)
-            sent += self.node.persisted(write)
+            outgoing = self.node.persisted(write)
+            if self.invariants is not None:
+                self.invariants.observe(self.raft)
+                for message in outgoing:
+                    self.invariants.observe_sent(message, self.storage)
+            sent += outgoing
             if write.snapshot is not None:
                 self.node.installed(write.snapshot.index)
         return sent
@@ -121,7 +131,7 @@ class Peer:
     def beat(self) -> None:
         """Queue heartbeats without time passing; only a leader has any."""
         if self.raft.role is Role.LEADER:
-            leader.broadcast_heartbeat(self.raft)
+            replication.broadcast_heartbeat(self.raft)
 
     def lead(self, *, acknowledged: bool = True) -> None:
         """Become leader with everybody's votes; ``acknowledged``: everybody then takes over the log and the no-op."""
@@ -155,6 +165,9 @@ class Peer:
         return [entry.data for entry in self.applied if entry.data]
 
     def _apply(self, committed: tuple[Entry, ...]) -> None:
+        if self.invariants is not None:
+            self.invariants.observe(self.raft)
+            self.invariants.observe_applied(self.id, committed)
         first = self.applied[-1].index + 1 if self.applied else None
         assert first is None or not committed or indexes(committed)[0] >= first, "an entry was handed out twice"
         for entry in committed:
@@ -183,8 +196,13 @@ def only(messages: Iterable[Message], kind: type[M]) -> list[M]:
 class Network:
     """Peers by id, and what is between them. A peer that is None is a black hole: it swallows, and never answers."""
 
-    def __init__(self, peers: dict[str, Peer | None]) -> None:
+    def __init__(self, peers: Mapping[str, Peer | None], *, checked: bool = True) -> None:
+        """``checked``: hold all that happens to the invariants. Not where a test makes up states that cannot be."""
         self._peers = peers
+        if checked:
+            invariants = Invariants()
+            for peer in self:
+                peer.invariants = invariants
         self._cut: set[tuple[str, str]] = set()
         self._ignored: set[type[Message]] = set()
         # Messages that are held back, if anything is: everything of the kinds in _held.

@@ -1,11 +1,9 @@
 """Linearizable reads (ReadIndex, thesis 6.4): etcd-io/raft's raft_test and node_test on reads.
 
-Upstream also reads under a lease (ReadOnlyOptionLease); the core has no such mode yet.
+Reads under a lease (ReadOnlyOptionLease) are in test_read_lease.py.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 from logs import terms
@@ -15,6 +13,7 @@ from replikv.raft.core import READ_HOPS_MAX
 from replikv.raft.entries import Entry
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries, Heartbeat, HeartbeatResponse, ReadIndex, ReadIndexResponse
+from replikv.raft.quorum import committed_index
 from replikv.raft.reads import ReadQueue, ReadState
 from replikv.raft.roles import Role
 
@@ -177,8 +176,7 @@ def test_the_queue_confirms_in_order(acknowledged: dict[str, int], confirmed: li
         queue.acknowledge(node_id, position)
         queue.acknowledge(node_id, 0)
 
-    def majority_of(number: Callable[[str], int]) -> int:
-        return sorted(number(node_id) for node_id in "abc")[1]
+    position = committed_index("abc", queue.acknowledged)
 
-    assert confirmed == [read.asker for read in queue.confirmed(majority_of)]
-    assert [] == queue.confirmed(majority_of)
+    assert confirmed == [read.asker for read in queue.confirmed(position)]
+    assert [] == queue.confirmed(position)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from network import Peer
@@ -66,3 +68,44 @@ def test_the_term_never_goes_back() -> None:
         raft.become_follower(2, NO_NODE)
 
     assert 3 == raft.term
+
+
+ROLES_PAGE = Path(__file__).parents[2] / "docs" / "roles.md"
+
+
+def drawn() -> str:
+    """The page of the docs, from the table."""
+    lines = [
+        "# Roles of a peer",
+        "",
+        "Drawn from the table in `replikv/raft/roles.py` by a test. After a change of the table have it drawn again:",
+        "`REPLIKV_REWRITE=1 pytest tests/raft/test_roles.py`. The rules behind it stand in the module, in prose.",
+        "",
+        "```mermaid",
+        "stateDiagram-v2",
+        f"    [*] --> {FOLLOWER.replace('-', '_')}",
+    ]
+    rows = ["", "| from | to | when |", "|---|---|---|"]
+    for before, afters in TRANSITIONS.items():
+        for after, when in afters.items():
+            if "by hand" in when:
+                continue
+            lines.append(f"    {before.replace('-', '_')} --> {after.replace('-', '_')}")
+            rows.append(f"| {before} | {after} | {when} |")
+    return "\n".join([*lines, "```", *rows, ""])
+
+
+def test_the_docs_show_the_table() -> None:
+    """The diagram is what the core does, because both come from one table."""
+    if os.environ.get("REPLIKV_REWRITE"):
+        ROLES_PAGE.write_text(drawn())
+
+    assert drawn() == ROLES_PAGE.read_text()
+
+
+def test_each_role_can_be_left_and_reached() -> None:
+    """No role is a dead end, and following is always a way out."""
+    assert set(Role) == set(TRANSITIONS)
+    for role in Role:
+        assert FOLLOWER in TRANSITIONS[role]
+        assert any(role in TRANSITIONS[other] for other in Role if other is not role)
