@@ -378,6 +378,19 @@ class Cluster:
         """Return the leader's node id as soon as this peer knows of one. Raises ClusterClosedError."""
         return await self._open_peer().wait_leader()
 
+    async def transfer_leadership(self, to: str | None = None) -> None:
+        """Have another voter lead: the one named, or, on the leader, whoever lacks least. Returns when it leads.
+
+        Proposals wait meanwhile, and reach the new leader. Leaving the block does this by itself. Cancelled, it may
+        happen all the same.
+
+        Raises:
+            NotLeaderError: no successor was named, and this peer does not lead.
+            ConfigurationError: the successor is no voter.
+            UnavailableError: it did not take over within two election timeouts; whoever led goes on.
+        """
+        await self._open_peer().transfer_leadership(to)
+
     async def snapshot(self) -> None:
         """Take a snapshot of this peer's state now; returns when it is durable. Taken by itself otherwise.
 

@@ -10,7 +10,13 @@ from typing import Any
 import structlog
 import trio
 
-from replikv.errors import ClusterClosedError, ConfigurationError, WrongClusterError
+from replikv.errors import (
+    ClusterClosedError,
+    ConfigurationError,
+    NotLeaderError,
+    UnavailableError,
+    WrongClusterError,
+)
 from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission, Refused
@@ -21,7 +27,7 @@ from replikv.peer.snapshots import blocking
 from replikv.peer.status import Member, Progress, Status
 from replikv.peer.transfers import SnapshotReceiver, SnapshotSender
 from replikv.raft.core import Config
-from replikv.raft.entries import EntryKind
+from replikv.raft.entries import NO_NODE, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.node import RawNode
 from replikv.raft.roles import Role
@@ -80,8 +86,9 @@ class Peer:
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Be a peer until cancelled; started once the replica is rebuilt from disk and the transport listens.
 
-        On the way out everything that is queued for the disk is written and the storage is closed. Tasks that still
-        wait for an answer get ClusterClosedError; those whose command was handed over, OutcomeUnknownError.
+        On the way out a leader hands leadership over, and everything that is queued for the disk is written and the
+        storage is closed. Tasks that still wait for an answer get ClusterClosedError; those whose command was handed
+        over, OutcomeUnknownError.
 
         Raises what made the peer fail: StorageError, WrongClusterError, OSError of the address to bind, InternalError.
         """
@@ -102,7 +109,41 @@ class Peer:
             await blocking(self._storage, self._storage.close)
 
     async def _run_parts(self, task_status: trio.TaskStatus[None]) -> None:
+        """Run until cancelled, then hand leadership over while all parts still run, and only then end them."""
+        scope = trio.CancelScope()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._run_in, scope)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._hand_leadership_over()
+                scope.cancel()
+
+    @property
+    def _running(self) -> bool:
+        return self._nursery is not None
+
+    async def _hand_leadership_over(self) -> None:
+        """Spare the others an election timeout. Gives up after ``shutdown_timeout_s``, or when a part has failed."""
+        node, driver = self._driver.node, self._driver
+        if not self._running or node.raft.role is not Role.LEADER:
+            return
+        successor = node.successor()
+        if not node.transfer_leadership(successor):
+            return
+        driver.wake()
+        with trio.move_on_after(min(self.settings.shutdown_timeout_s, self.settings.election_timeout_s)):
+            while node.raft.leader in (NO_NODE, self.identity.node_id) and self._running:
+                await driver.leader_changed.wait()
+
+    async def _run_in(self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
         driver = self._driver
+        with scope:
+            await self._run_nursery(driver, scope, task_status)
+
+    async def _run_nursery(self, driver: Driver, scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
         async with trio.open_nursery() as nursery:
             self._nursery = nursery
             try:
@@ -116,6 +157,7 @@ class Peer:
                 if self._admission.membership.voters == {self.identity.node_id}:
                     driver.node.campaign()  # nobody else can lead: why wait for him
                 driver.wake()
+                scope.shield = True
                 task_status.started()
                 await trio.sleep_forever()
             finally:
@@ -295,6 +337,30 @@ class Peer:
             if driver.node.raft.leader:
                 return driver.node.raft.leader
             await driver.leader_changed.wait()
+
+    async def transfer_leadership(self, to: str | None) -> None:
+        """As :meth:`Cluster.transfer_leadership`."""
+        self.check_open()
+        driver = self._driver
+        node = driver.node
+        if to is not None and to not in node.raft.membership.voters:
+            raise ConfigurationError(f"{to!r} is no voter of this cluster: {sorted(node.raft.membership.voters)} are")
+        if to is None and node.raft.role is not Role.LEADER:
+            leader = node.raft.leader or None
+            raise NotLeaderError(f"{self.identity.node_id} does not lead: name the successor, or ask {leader}", leader)
+        successor = to or node.successor()
+        if node.raft.leader != successor:
+            if not successor or not node.transfer_leadership(successor):
+                raise UnavailableError(f"leadership was not handed over: {driver.why()}")
+            driver.wake()
+            # The leader gives up after one election timeout; what follows from that is known after two.
+            with trio.move_on_after(2 * self.settings.election_timeout_s):
+                while node.raft.leader != successor:
+                    await driver.leader_changed.wait()
+                    self.check_open()
+            if node.raft.leader != successor:
+                raise UnavailableError(f"{successor} did not take leadership over in time: {driver.why()}")
+        await trio.lowlevel.checkpoint()
 
     async def snapshot(self) -> None:
         """Take a snapshot of this peer's state, and return when it is durable. Cancelling does not undo it.
