@@ -23,7 +23,7 @@ from replikv.raft.core import Config
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
 from replikv.raft.invariants import Invariants
 from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange, Transition
-from replikv.raft.messages import InstallSnapshot, Message
+from replikv.raft.messages import HeartbeatResponse, InstallSnapshot, Message
 from replikv.raft.node import RawNode
 from replikv.raft.refusals import ProposalDroppedError
 from replikv.raft.roles import Role
@@ -111,7 +111,7 @@ class Storm:
         self._actions, self._weights = zip(
             *(
                 (self.deliver, 50),
-                (self.tick, 8 if self.lease else 14),
+                (self.tick, 25 if self.lease else 14),
                 (self.write, 30),
                 (self.apply, 20),
                 (self.propose, 14),
@@ -119,10 +119,11 @@ class Storm:
                 (self.change, 5),
                 (self.transfer, 2),
                 (self.crash, 1.5),
-                (self.snapshot, 2),
-                (self.weather, 1),
-                (self.stop, 0.5),
+                (self.snapshot, 4),
+                (self.weather, 2),
+                (self.stop, 1),
                 (self.lull, 3),
+                (self.depose, 2),
                 (self.lose_connection, 1),
             ),
             strict=True,
@@ -146,6 +147,8 @@ class Storm:
         """Nothing is lost any more: somebody leads, commits, and all members agree."""
         self.trace.append("calm")
         self.cut.clear()
+        for node in self.nodes.values():
+            node.stopped_until = 0
         # Whoever sends a snapshot learns sooner or later that it was lost.
         for node in self.nodes.values():
             for to in NODES:
@@ -215,11 +218,12 @@ class Storm:
 
     def _deliver_one(self) -> None:
         position = 0 if self.ordered else self.random.randrange(len(self.air))
-        message = self.air[position]
+        message = self.air.pop(position)
         if self.nodes[message.to].stopped_until > self.now:
+            self.air.append(message)  # waits at its door, and is overtaken
             return
-        if self.random.random() >= self.repeat:
-            del self.air[position]
+        if self.random.random() < self.repeat:
+            self.air.append(message)
         if self.random.random() >= self.loss:
             self._deliver(message)
 
@@ -228,6 +232,8 @@ class Storm:
         if self.lease:
             self.now += 1
             for node in self.nodes.values():
+                if node.stopped_until == self.now and self.random.random() < 0.5:
+                    self._read(node)  # the first thing that a process does when it goes on
                 if node.stopped_until <= self.now:
                     self._tick(node)
         else:
@@ -239,13 +245,13 @@ class Storm:
     def write(self) -> None:
         """Disks complete a write."""
         for node in self.nodes.values():
-            if self.random.random() < 0.5:
+            if node.stopped_until <= self.now and self.random.random() < 0.5:
                 self._write(node)
 
     def apply(self) -> None:
         """State machines take the next entries."""
         for node in self.nodes.values():
-            if self.random.random() < 0.5:
+            if node.stopped_until <= self.now and self.random.random() < 0.5:
                 self._apply(node)
 
     def propose(self) -> None:
@@ -257,8 +263,10 @@ class Storm:
             self._try(node, "propose", lambda: node.node.propose(b"%d" % self._number * self.random.choice([1, 1, 20])))
 
     def read(self) -> None:
-        """Somebody asks for a read position."""
-        node = self._some_node()
+        """Somebody asks for a read position, most often who takes himself for the leader."""
+        self._read(self._leader() or self._some_node() if self.random.random() < 0.7 else self._some_node())
+
+    def _read(self, node: Node) -> None:
         self._number += 1
         self._time(node)
         self.trace.append(f"{node.id} reads {self._number} at {self.committed}")
@@ -310,6 +318,9 @@ class Storm:
         self.cut.clear()
         if self.random.random() < 0.4:
             one_side = set(self.random.sample(NODES, self.random.choice([1, 1, 2])))
+            leader = self._leader()
+            if leader is not None and self.random.random() < 0.5:
+                one_side = {leader.id} | (one_side if self.random.random() < 0.3 else set())
             one_way = self.random.random() < 0.2
             for sender in NODES:
                 for to in NODES:
@@ -319,9 +330,35 @@ class Storm:
 
     def stop(self) -> None:
         """A process stands still for a while."""
-        node = self._some_node()
-        node.stopped_until = self.now + self.random.randint(1, 30)
+        node = self._leader() or self._some_node()
+        election = node.node.raft.config.election_ticks
+        node.stopped_until = self.now + self.random.randint(1, 4 * election)
         self.trace.append(f"{node.id} stands still until {node.stopped_until}")
+
+    def depose(self) -> None:
+        """The leader is cut off, or stands still, while the others go on without it; then somebody reads there."""
+        leader = self._leader()
+        if leader is None:
+            return
+        ticks = self.random.randint(1, 4 * leader.node.raft.config.election_ticks)
+        self.trace.append(f"{leader.id} is left behind for {ticks} ticks")
+        if self.random.random() < 0.3:
+            leader.node.transfer_leadership(self.random.choice(NODES))
+        self._tick(leader)  # its heartbeats are on their way, and the answers wait
+        if self.random.random() < 0.5:
+            leader.stopped_until = self.now + ticks + 1
+        else:
+            self.cut |= {link for other in NODES for link in ((leader.id, other), (other, leader.id))}
+        for _ in range(ticks):
+            self.tick()
+            self.lull()
+        self.propose()
+        self.lull()
+        leader.stopped_until = min(leader.stopped_until, self.now)
+        late = [message for message in self.air if message.to == leader.id and isinstance(message, HeartbeatResponse)]
+        for message in late if self.random.random() < 0.5 else ():
+            self._deliver(message)
+        self._read(leader)
 
     def lose_connection(self) -> None:
         """A transport tells that messages were lost, a sender of snapshots that it gave up or got through."""
@@ -334,12 +371,16 @@ class Storm:
 
     def lull(self) -> None:
         """What is in the air arrives, and what lags catches up."""
-        for _ in range(3):
+        for _ in range(2):
             air, self.air = self.air, []
             for message in air:
-                if self.random.random() >= self.loss:
+                if self.nodes[message.to].stopped_until > self.now:
+                    self.air.append(message)
+                elif self.random.random() >= self.loss:
                     self._deliver(message)
             for node in self.nodes.values():
+                if node.stopped_until > self.now:
+                    continue
                 for _ in range(len(node.writes)):
                     self._write(node)
                 self._apply(node)
