@@ -91,8 +91,8 @@ _APPEND: Final = struct.Struct(">BQQQQI")  # kind, term, previous index, previou
 _ENTRY_KINDS: Final = frozenset(map(int, EntryKind))
 _ENTRY: Final = struct.Struct(">QBI")  # term, kind, bytes of data; the index follows from the place
 _APPEND_RESPONSE: Final = struct.Struct(">BQQ?QQ")  # kind, term, index, reject, hint index, hint term
-_VOTE: Final = struct.Struct(">BQQQ??")  # kind, term, last index, last term, pre-vote, transfer
-_VOTE_RESPONSE: Final = struct.Struct(">BQ??")  # kind, term, reject, pre-vote
+_VOTE: Final = struct.Struct(">BQQQ??QQ")  # kind, term, last index, last term, pre-vote, transfer, commit and its term
+_VOTE_RESPONSE: Final = struct.Struct(">BQ??QQ")  # kind, term, reject, pre-vote, commit and its term
 _HEARTBEAT: Final = struct.Struct(">BQQQ")  # kind, term, commit, read position
 _HEARTBEAT_RESPONSE: Final = struct.Struct(">BQQ")  # kind, term, read position
 _READ_INDEX: Final = struct.Struct(">BQB")  # kind, context, hops; then who asked
@@ -140,9 +140,18 @@ def encode_message(message: Message) -> bytes:  # one branch a kind, as in a tab
                 message.last_term,
                 message.pre_vote,
                 message.transfer,
+                message.commit,
+                message.commit_term,
             )
         case RequestVoteResponse():
-            return _VOTE_RESPONSE.pack(FrameKind.REQUEST_VOTE_RESPONSE, message.term, message.reject, message.pre_vote)
+            return _VOTE_RESPONSE.pack(
+                FrameKind.REQUEST_VOTE_RESPONSE,
+                message.term,
+                message.reject,
+                message.pre_vote,
+                message.commit,
+                message.commit_term,
+            )
         case ReadIndex():
             return _READ_INDEX.pack(FrameKind.READ_INDEX, message.context, message.hops) + message.sender.encode()
         case ReadIndexResponse():
@@ -218,7 +227,7 @@ def _decode_append_response(frame: bytes, sender: str, to: str) -> AppendEntries
 
 
 def _decode_vote(frame: bytes, sender: str, to: str) -> RequestVote:
-    _, term, last_index, last_term, pre_vote, transfer = _VOTE.unpack(frame)
+    _, term, last_index, last_term, pre_vote, transfer, commit, commit_term = _VOTE.unpack(frame)
     return RequestVote(
         to=to,
         sender=sender,
@@ -227,12 +236,16 @@ def _decode_vote(frame: bytes, sender: str, to: str) -> RequestVote:
         last_term=last_term,
         pre_vote=pre_vote,
         transfer=transfer,
+        commit=commit,
+        commit_term=commit_term,
     )
 
 
 def _decode_vote_response(frame: bytes, sender: str, to: str) -> RequestVoteResponse:
-    _, term, reject, pre_vote = _VOTE_RESPONSE.unpack(frame)
-    return RequestVoteResponse(to=to, sender=sender, term=term, reject=reject, pre_vote=pre_vote)
+    _, term, reject, pre_vote, commit, commit_term = _VOTE_RESPONSE.unpack(frame)
+    return RequestVoteResponse(
+        to=to, sender=sender, term=term, reject=reject, pre_vote=pre_vote, commit=commit, commit_term=commit_term
+    )
 
 
 def _decode_heartbeat(frame: bytes, sender: str, to: str) -> Heartbeat:
