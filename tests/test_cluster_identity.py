@@ -6,9 +6,23 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 from clusters import Peers, id_of, peer_of, running
 
-from replikv import Cluster, MemoryTransport, Settings, UnavailableError, WrongClusterError
+from replikv import (
+    Cluster,
+    MemoryNetwork,
+    MemoryTransport,
+    OutcomeUnknownError,
+    Settings,
+    UnavailableError,
+    WrongClusterError,
+)
+from replikv.peer.protocol import Forwarded, decode, encode_refusal
+from replikv.raft.entries import Entry, EntryKind
+from replikv.raft.membership import ChangeKind, MemberChange, MembershipChange
+from replikv.raft.messages import ReadIndexResponse
+from replikv.transport.base import Hello
 
 
 def records(cluster: Cluster) -> dict[str, tuple[str, bool]]:
@@ -80,6 +94,91 @@ async def test_a_peer_that_lost_its_disk_is_refused(autojump_clock: trio.abc.Clo
         assert "from the dead" not in dict(rest[0].store.local).values()
 
 
+async def test_a_peer_that_lost_its_disk_ends_nobody_but_itself(autojump_clock: trio.abc.Clock) -> None:
+    """It is dialed, and reaches nobody itself: those that will not have it are not the ones to go."""
+    async with running() as peers:
+        await bound(peers)
+        await peers.shutdown("b")
+        members = {"a": "nowhere-a", "b": peers.members["b"], "c": "nowhere-c"}
+        async with Cluster("b", members=members, transport=MemoryTransport(peers.network)) as wiped:
+            await trio.sleep(20.0)
+            assert wiped.status().leader is None
+            assert 1 == await peers["a"].store.put("key", 1)
+            assert 1 == await peers["c"].store.get("key")
+
+
+async def test_a_binding_counts_on_a_follower_from_the_append_on(autojump_clock: trio.abc.Clock) -> None:
+    """Committed or not (thesis 4.1): of who comes to whom first, and when, nothing is known."""
+    async with running(absent="c") as peers:
+        leader = await peers.leader(among="ab")
+        (follower,) = peers.without(leader)
+        await leader.store.put("key", 1)
+        await trio.sleep(2.0)
+        peers.network.cut(id_of(follower), id_of(leader))  # so it is never committed
+        driver = peer_of(leader)._driver
+        driver.node.propose_membership(MembershipChange((MemberChange(ChangeKind.UPDATE, "c", incarnation="c1"),)))
+        driver.wake()
+        await trio.sleep(0.01)
+        assert ("", False) == records(follower)["c"]
+        claim = Hello(cluster_id=follower.status().cluster_id, node_id="c", incarnation="c2")
+        assert "known with another data directory" in str(peer_of(follower).admit(claim))
+
+
+async def test_who_is_bound_with_another_disk_is_not_listened_to(autojump_clock: trio.abc.Clock) -> None:
+    """Also when it was admitted before that was known: its votes and acknowledgements do not count."""
+    async with running(request_timeout_s=3.0) as peers:
+        await bound(peers)
+        leader = await peers.leader()
+        await leader.store.put("key", 1)
+        others = peers.without(leader)
+        for index, other in enumerate(others, start=1000):
+            change = MemberChange(ChangeKind.UPDATE, id_of(other), incarnation="elsewhere")
+            peer_of(leader)._admission.note(Entry(index, 1, MembershipChange((change,)).encode(), EntryKind.MEMBERSHIP))
+        with pytest.raises(OutcomeUnknownError):
+            await leader.store.put("key", 2)
+        assert not leader.is_leader
+
+
+async def test_a_peer_that_lost_its_disk_has_no_vote_before_the_log_is_applied(tmp_path: Path) -> None:
+    """Nobody knows how far the log is committed when votes are cast: what was acknowledged must not get lost then."""
+    network = MemoryNetwork()
+    peers = {node_id: f"memory-{node_id}" for node_id in "abc"}
+    settings = Settings(heartbeat_interval_s=0.02, election_timeout_s=0.1)
+    clusters: dict[str, Cluster] = {}
+    async with trio.open_nursery() as nursery:
+
+        def make(node_id: str, data_dir: str) -> Cluster:
+            return Cluster(
+                node_id,
+                members=peers,
+                transport=MemoryTransport(network),
+                settings=settings,
+                data_dir=tmp_path / data_dir,
+            )
+
+        async def start(*node_ids: str) -> None:
+            for node_id in node_ids:
+                clusters[node_id] = make(node_id, node_id)
+                await nursery.start(clusters[node_id].run)
+
+        await start("a", "b", "c")
+        with trio.fail_after(10.0):
+            while not all(incarnation for cluster in clusters.values() for incarnation, _ in records(cluster).values()):  # noqa: ASYNC110  # nothing to wait on
+                await trio.sleep(0.02)
+        await clusters["c"].shutdown()
+        await clusters["a"].store.put("key", "acknowledged")
+        await clusters["a"].shutdown()
+        await clusters["b"].shutdown()
+        await start("c")
+        with trio.fail_after(10.0), pytest.raises(WrongClusterError, match="'b' is known with another"):  # noqa: PT012
+            async with make("b", "b-wiped"):
+                await clusters["c"].wait_leader()
+                pytest.fail("the vote of a peer that lost its disk has counted")
+        await start("a")
+        assert "acknowledged" == await clusters["c"].store.get("key")
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_second_process_under_the_same_id_is_refused(autojump_clock: trio.abc.Clock) -> None:
     """It is the newcomer that goes, whoever it reaches first, and the one that was there notices nothing."""
     async with running() as peers:
@@ -111,16 +210,96 @@ async def test_a_peer_of_another_cluster_is_kept_out(autojump_clock: trio.abc.Cl
         assert {"a", "b"} == {id_of(cluster) for cluster in peers.all if cluster.status().leader in {"a", "b"}}
 
 
+def with_disk(node_id: str, peers: Peers, data_dir: Path) -> Cluster:
+    return Cluster(
+        node_id,
+        members=peers.members,
+        data_dir=data_dir,
+        transport=MemoryTransport(peers.network),
+        settings=peers.settings,
+    )
+
+
 async def test_a_peer_comes_back_with_its_disk(tmp_path: Path) -> None:
     """The same directory is the same incarnation: admitted, and it has what it missed soon."""
     async with running(absent="c", heartbeat_interval_s=0.02, election_timeout_s=0.2) as peers:
         for value in range(3):
             await peers["a"].store.put("key", value)
-            async with Cluster(
-                "c",
-                members=peers.members,
-                data_dir=tmp_path,
-                transport=MemoryTransport(peers.network),
-                settings=peers.settings,
-            ) as c:
+            async with with_disk("c", peers, tmp_path) as c:
                 assert value == await c.store.get("key")
+
+
+async def test_an_answer_to_the_process_before_confirms_no_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A leader keeps a read until it can answer: by then the asker may be another process, whose reads came later."""
+    answers: list[tuple[str, bytes]] = []
+    async with running(absent="c", heartbeat_interval_s=0.02, election_timeout_s=0.3) as peers:
+        async with with_disk("c", peers, tmp_path) as before:
+            receive = peer_of(before).receive
+
+            def keep(sender: str, frame: bytes) -> None:
+                if isinstance(decode(frame, sender, "c"), ReadIndexResponse):
+                    answers.append((sender, frame))
+                receive(sender, frame)
+
+            monkeypatch.setattr(peer_of(before), "receive", keep)
+            await before.store.put("key", "old")
+            for _ in range(20):
+                await before.store.barrier()
+        assert len(answers) >= 20
+        async with with_disk("c", peers, tmp_path) as after:
+            await after.store.barrier()
+            peers.network.isolate("c")
+            await peers["a"].store.put("key", "new")
+            found: list[object] = []
+
+            async def get() -> None:
+                found.append(await after.store.get("key"))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(get)
+                await trio.testing.wait_all_tasks_blocked()
+                for sender, frame in answers:
+                    peer_of(after).receive(sender, frame)
+                await trio.testing.wait_all_tasks_blocked()
+                peers.network.heal()
+            assert ["new"] == found
+
+
+async def test_a_refusal_to_the_process_before_is_none_of_a_later_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command was taken, and its caller is never told that it surely was not."""
+    batches: list[int] = []
+    async with running(absent="c", heartbeat_interval_s=0.05, election_timeout_s=0.3) as peers:
+        async with with_disk("c", peers, tmp_path) as before:
+            transport = peer_of(before)._transport
+            send = transport.send
+
+            def keep(node_id: str, frame: bytes) -> bool:
+                content = decode(frame, "c", node_id)
+                if isinstance(content, Forwarded):
+                    batches.append(content.batch)
+                return send(node_id, frame)
+
+            monkeypatch.setattr(transport, "send", keep)
+            for _ in range(20):
+                await before.store.increment("n")
+        assert len(batches) >= 20
+        async with trio.open_nursery() as nursery, with_disk("c", peers, tmp_path) as after:
+            for _ in range(8):
+                await after.store.increment("n")
+            for other in "ab":
+                peers.network.cut(other, "c")
+
+            async def increment() -> None:
+                with pytest.raises(OutcomeUnknownError):
+                    await after.store.increment("n")
+
+            nursery.start_soon(increment)
+            await trio.testing.wait_all_tasks_blocked()
+            for batch in batches:
+                peer_of(after).receive("a", encode_refusal(batch, "a"))
+            await trio.testing.wait_all_tasks_blocked()
+        assert 29 == await peers["a"].store.get("n")

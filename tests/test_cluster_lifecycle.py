@@ -25,6 +25,7 @@ from replikv import (
     Settings,
     StorageError,
 )
+from replikv.storage.base import StorageFullError
 from replikv.storage.disk import DiskStorage
 from replikv.storage.filesystem import File, OsFile, OsFileSystem
 from replikv.transport.base import Receiver
@@ -58,14 +59,16 @@ async def test_shutdown_inside_the_block(autojump_clock: trio.abc.Clock) -> None
             await cluster.store.put("key", 2)
 
 
-async def test_once_it_is_cancelled_it_takes_no_turn(autojump_clock: trio.abc.Clock) -> None:
+async def test_once_it_has_ended_it_takes_no_turn(autojump_clock: trio.abc.Clock) -> None:
     """The transport ends with it: what a turn would start there, or send, has nowhere to go any more."""
     async with running() as peers:
         follower = (await peers.followers())[0]
         driver = peer_of(follower)._driver
         driver.tick()
-        ticks = driver.ticks
         await peers.shutdown(id_of(follower))
+        ticks = driver.ticks
+        driver.tick()
+        await trio.testing.wait_all_tasks_blocked()
         assert ticks == driver.ticks
 
 
@@ -247,14 +250,66 @@ async def test_cancelled_while_it_starts(tmp_path: Path) -> None:
         await cluster.store.put("key", 1)
 
 
+class CancelAtStep(trio.abc.Instrument):
+    """Cancels a scope before the so-manieth step of any task."""
+
+    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
+        self.left = steps
+        self._scope = scope
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self._scope.cancel()
+
+
+async def test_cancelled_at_any_step_of_its_start(autojump_clock: trio.abc.Clock) -> None:
+    """A body that is entered has an open cluster, up to its first await at least: no other error than Cancelled."""
+    left = steps = 0
+    while left <= 0:
+        steps += 1
+        with trio.CancelScope() as scope:
+            instrument = CancelAtStep(steps, scope)
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                async with Cluster("a") as cluster:
+                    assert "a" == cluster.status().node_id
+                    cluster.store.subscribe(print)
+                    await cluster.wait_leader()
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        left = instrument.left
+    assert steps > 10
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+async def test_cancelled_from_outside_the_body_may_clean_up(tmp_path: Path, on_disk: bool) -> None:
+    """In a shield: the cluster is there for as long as the body is, and closed after it."""
+    data_dir = tmp_path if on_disk else None
+    with trio.CancelScope() as scope:
+        async with Cluster("a", data_dir=data_dir) as cluster:
+            await cluster.store.put("lock", "mine")
+            try:
+                scope.cancel()
+                await trio.sleep_forever()
+            finally:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    assert await cluster.store.delete("lock")
+    assert scope.cancelled_caught
+    with pytest.raises(ClusterClosedError):
+        cluster.status()
+
+
 # -- a failing peer ----------------------------------------------------------------------------------------------------
 
 
 class FailingDisk(OsFileSystem):
-    """A disk whose syncs fail once it is told to."""
+    """A disk whose syncs fail once it is told to, and that may be full."""
 
     def __init__(self) -> None:
         self.broken = False
+        self.full = False
 
     def open(self, path: Path, *, create: bool = False) -> File:
         super().open(path, create=create).close()
@@ -265,6 +320,11 @@ class FailingFile(OsFile):
     def __init__(self, path: Path, disk: FailingDisk) -> None:
         super().__init__(path, os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         self._disk = disk
+
+    def pwrite(self, data: bytes | bytearray, offset: int) -> None:
+        if self._disk.full:
+            raise StorageFullError(f"cannot write {self.path}: No space left on device")
+        super().pwrite(data, offset)
 
     def fdatasync(self) -> None:
         if self._disk.broken:
@@ -370,6 +430,21 @@ async def test_nothing_is_acknowledged_once_a_sync_has_failed(disk: FailingDisk,
     disk.broken = False
     async with Cluster("a", data_dir=tmp_path) as cluster:
         assert await cluster.store.get("n") in (9, 10)
+
+
+async def test_a_disk_that_is_full_when_a_snapshot_is_taken_ends_nobody(disk: FailingDisk, tmp_path: Path) -> None:
+    """Whoever asked for it is told; the peer goes on, and takes one when there is room."""
+    async with Cluster("a", data_dir=tmp_path) as cluster:
+        await cluster.store.put("key", 1)
+        disk.full = True
+        with trio.fail_after(10.0), pytest.raises(StorageError, match="No space"):
+            await cluster.snapshot()
+        disk.full = False
+        assert 2 == await cluster.store.increment("key")
+        with trio.fail_after(10.0):
+            await cluster.snapshot()
+    async with Cluster(data_dir=tmp_path) as cluster:
+        assert 2 == await cluster.store.get("key")
 
 
 class FailingTransport(MemoryTransport):

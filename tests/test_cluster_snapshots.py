@@ -214,3 +214,23 @@ async def test_a_snapshot_on_demand(autojump_clock: trio.abc.Clock) -> None:
         with trio.fail_after(1.0):
             await leader.snapshot()
         assert leader.status().first_index >= 35
+
+
+async def test_a_snapshot_on_demand_while_one_is_received(autojump_clock: trio.abc.Clock) -> None:
+    """Whichever is newer counts, and the call returns: what it was to save is durable."""
+    async with running(settings=SMALL, snapshot_chunk_bytes=4096) as peers:
+        await put_numbers(peers["a"], 10)
+        behind = await leave_behind(peers, size=50_000)
+        peers.network.set_faults(delay_s=(0.01, 0.01))
+        peers.network.heal()
+        with trio.fail_after(20.0):
+            while not peer_of(behind)._driver.snapshot_lock.locked():  # noqa: ASYNC110  # nothing to wait on
+                await trio.sleep(0.01)
+            assert behind.status().applied_index < 20
+            await behind.snapshot()
+        assert peer_of(behind)._storage.image.snapshot().index >= 100
+        peers.network.set_faults()
+        await peers.leader()
+        await peers.converge()
+        with trio.fail_after(1.0):
+            await behind.snapshot()

@@ -44,9 +44,10 @@ class Admission:
         self._identity = identity
         self.membership = membership
         """The applied configuration: set anew whenever one is applied."""
-        # Node id -> incarnation, as told in a handshake since this peer started. Not yet bound ones count too: a peer
-        # that loses its disk before it is bound must not come back as another.
-        self._told: dict[str, str] = {identity.node_id: identity.incarnation}
+        # Node id -> (log index at which it is bound, as it says, and incarnation), as told in a handshake since this
+        # peer started. Not yet bound ones (at 0) count too: a peer that loses its disk before it is bound must not come
+        # back as another.
+        self._told: dict[str, tuple[int, str]] = {identity.node_id: (0, identity.incarnation)}
         # Node id -> (log index, incarnation) of the last binding in the log, committed or not: after a restart votes
         # are cast before the log is applied, and a peer that lost its disk must not cast one.
         self._logged: dict[str, tuple[int, str]] = {}
@@ -61,7 +62,7 @@ class Admission:
         """Whether a peer that was admitted would be refused by now."""
         told = self._told.get(node_id)
         bound = self._bound(node_id)
-        return bound is not None and told is not None and told != bound[1]
+        return bound is not None and told is not None and told[1] != bound[1] and told[0] <= bound[0]
 
     def _bound(self, node_id: str) -> tuple[int, str] | None:
         """(log index, incarnation) of the newest binding known of a node."""
@@ -86,7 +87,7 @@ class Admission:
         """None, or why not; what is admitted is remembered."""
         reason = self._refusal(hello)
         if reason is None:
-            self._told[hello.node_id] = hello.incarnation
+            self._told[hello.node_id] = (hello.bound_index, hello.incarnation)
         return reason
 
     def _refusal(self, hello: Hello) -> str | None:
@@ -104,7 +105,7 @@ class Admission:
         if bound is not None:
             known = hello.incarnation if hello.bound_index > bound[0] else bound[1]
         else:
-            known = self._told.get(node_id, hello.incarnation)
+            _, known = self._told.get(node_id, (0, hello.incarnation))
         if hello.incarnation != known:
             return (
                 f"{Refused.INCARNATION}: {node_id!r} is known with another data directory than the one it comes with"
@@ -116,7 +117,7 @@ class Admission:
     def unbound(self) -> MembershipChange | None:
         """The change that binds the incarnations told by members that have none bound yet; None when there are none."""
         changes = tuple(
-            MemberChange(ChangeKind.UPDATE, node_id, incarnation=self._told[node_id])
+            MemberChange(ChangeKind.UPDATE, node_id, incarnation=self._told[node_id][1])
             for node_id, record in self.membership.members.items()
             if not record.incarnation and node_id in self._told
         )

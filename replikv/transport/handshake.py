@@ -180,9 +180,9 @@ class Handshake(abc.ABC):
         self.purpose = ""
         """What the connection is for, once ``theirs`` is known."""
         self.refusal: str | None = None
+        """The sentence that ended it, whichever side said it."""
         self.declined = False
         """Whether the refusal is ours, not theirs."""
-        """The sentence that ended it, whichever side said it."""
         self.established = False
 
     @abc.abstractmethod

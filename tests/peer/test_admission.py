@@ -5,9 +5,14 @@ from __future__ import annotations
 import pytest
 
 from replikv.peer.admission import Admission, Refused, cluster_id_of
+from replikv.peer.peer import Peer
+from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
+from replikv.settings import Settings
 from replikv.storage.base import Identity
+from replikv.storage.memory import VolatileStorage
 from replikv.transport.base import Hello
+from replikv.transport.memory import MemoryTransport
 
 US = Identity("cluster", "a", "a1", "host-a:1", "host-a:1")
 
@@ -74,6 +79,66 @@ def test_the_sentences_say_what_to_do() -> None:
 def test_the_bound_incarnation_counts(binding: tuple[str, int], told: Hello, refused: Refused | None) -> None:
     """Of two claims the one bound at the higher index is newer."""
     assert refused == word(Admission(US, membership(b=binding)).admit(told))
+
+
+def binding(index: int, incarnation: str) -> Entry:
+    """An entry that binds b."""
+    change = MemberChange(ChangeKind.UPDATE, "b", incarnation=incarnation)
+    return Entry(index, 1, MembershipChange((change,)).encode(), EntryKind.MEMBERSHIP)
+
+
+@pytest.mark.parametrize(
+    ("applied", "logged", "told", "refused"),
+    [
+        (("", 0), ("b1", 5), hello(incarnation="b1"), None),
+        (("", 0), ("b1", 5), hello(incarnation="b2"), Refused.INCARNATION),
+        (("", 0), ("b1", 5), hello(incarnation="b2", bound=6), None),
+        # It has joined anew; what is applied says so, or does not yet.
+        (("b1", 5), ("b2", 9), hello(incarnation="b1", bound=5), Refused.INCARNATION),
+        (("b1", 5), ("b2", 9), hello(incarnation="b2"), None),
+        (("b2", 9), ("b1", 5), hello(incarnation="b1", bound=5), Refused.INCARNATION),
+        (("b2", 9), ("b1", 5), hello(incarnation="b2"), None),
+    ],
+)
+def test_a_binding_counts_from_the_log_on(
+    applied: tuple[str, int], logged: tuple[str, int], told: Hello, refused: Refused | None
+) -> None:
+    """Votes are cast before what is in the log is known to be committed: the newest binding counts, applied or not."""
+    admission = Admission(US, membership(b=applied))
+    admission.note(binding(logged[1], logged[0]))
+    assert refused == word(admission.admit(told))
+
+
+@pytest.mark.parametrize(("incarnation", "refused"), [("b1", None), ("b2", Refused.INCARNATION)])
+def test_a_peer_that_starts_knows_the_bindings_in_its_log(incarnation: str, refused: Refused | None) -> None:
+    """None of it is applied yet, and the snapshot before it says nothing of them."""
+    storage = VolatileStorage()
+    storage.initialize(US, SnapshotMetadata(0, 0, membership()))
+    storage.image.append([Entry(1, 1, b""), binding(2, "b1"), Entry(3, 1, b"")])
+    peer = Peer(storage, MemoryTransport(), Settings(), listen="memory-a")
+    assert refused == word(peer.admit(hello(incarnation=incarnation)))
+
+
+@pytest.mark.parametrize(
+    ("told", "logged", "contradicted"),
+    [
+        (hello(incarnation="b1"), ("b1", 5), False),
+        (hello(incarnation="b2"), ("b1", 5), True),
+        # We lag behind: what our log says is older than what it was admitted for.
+        (hello(incarnation="b2", bound=6), ("b1", 5), False),
+        (hello(incarnation="b2", bound=6), ("b3", 7), True),
+    ],
+)
+def test_who_was_admitted_may_be_contradicted_by_the_log(
+    told: Hello, logged: tuple[str, int], contradicted: bool
+) -> None:
+    """By a binding that comes later: of another incarnation, and newer than the one that it claimed to have."""
+    admission = Admission(US, membership())
+    assert not admission.contradicted("b")
+    assert admission.admit(told) is None
+    assert not admission.contradicted("b")
+    admission.note(binding(logged[1], logged[0]))
+    assert contradicted == admission.contradicted("b")
 
 
 def test_before_it_is_bound_the_first_one_told_counts() -> None:

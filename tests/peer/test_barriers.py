@@ -231,3 +231,18 @@ async def test_when_the_peer_stops_everybody_is_told(barriers: Barriers, waiters
     await waiters.add("waiting")
     barriers.fail_all(unavailable)
     assert dict.fromkeys(("confirmed", "asked", "waiting"), "unavailable") == await waiters.settled()
+
+
+async def test_contexts_begin_where_the_process_says(nursery: trio.Nursery) -> None:
+    """At a number of its own: so an answer to the process before finds nobody who waits for it."""
+    first, second = Barriers(10), Barriers(1 << 61)
+    contexts = []
+    for barriers in (first, second):
+        waiters = Waiters(barriers, nursery)
+        await waiters.add("a")
+        contexts.append(begin(barriers))
+    assert [11, (1 << 61) + 1] == contexts
+    second.confirm(contexts[0], 1)
+    second.release(1)
+    assert {} == await waiters.settled()
+    nursery.cancel_scope.cancel()

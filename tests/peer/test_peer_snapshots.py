@@ -8,11 +8,12 @@ import pytest
 import trio
 import trio.testing
 
-from replikv.peer.snapshots import WRITE_BYTES, SnapshotTaker, chunks_in_slices, compactable_index
+from replikv.peer.snapshots import FULL_RETRY_S, WRITE_BYTES, SnapshotTaker, chunks_in_slices, compactable_index
 from replikv.raft.entries import ENTRY_OVERHEAD_BYTES, Entry, SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.raft.stable import MemoryStorage
 from replikv.settings import Settings
+from replikv.storage.base import SnapshotWriter, StorageFullError
 from replikv.storage.memory import VolatileStorage
 
 MEMBERSHIP = Membership.of_voters({"a": "a"})
@@ -79,6 +80,45 @@ async def test_a_large_state_is_not_written_again_for_a_little_log(
     assert [metadata] == taken
     assert not taker.due(2999, 0)
     assert taker.due(3000, 0)
+
+
+class FullStorage(VolatileStorage):
+    """Has no room for snapshots while the test says so."""
+
+    full = True
+
+    def create_snapshot(self, metadata: SnapshotMetadata) -> SnapshotWriter:
+        if self.full:
+            raise StorageFullError("no room")
+        return super().create_snapshot(metadata)
+
+
+async def test_a_snapshot_that_finds_no_room_is_tried_again(
+    autojump_clock: trio.abc.Clock, nursery: trio.Nursery
+) -> None:
+    """Later, however little has been logged since; who waits for it is told why it came to nothing."""
+    storage = FullStorage()
+    taken: list[SnapshotMetadata] = []
+    ended: list[float] = []
+    taker = SnapshotTaker(storage, Settings(), trio.Lock(), taken.append, lambda: ended.append(trio.current_time()))
+    nursery.start_soon(taker.run)
+    started = trio.current_time()
+    metadata = SnapshotMetadata(5, 1, MEMBERSHIP)
+    taker.begin(metadata, iter([b"chunk"]))
+    await trio.testing.wait_all_tasks_blocked()
+    assert [started] == ended
+    assert isinstance(taker.failure, StorageFullError)
+    assert not taker.busy
+    await trio.sleep(FULL_RETRY_S / 2)
+    assert not taker.due(0, 0)
+    await trio.sleep(FULL_RETRY_S / 2)
+    assert taker.due(0, 0)
+    storage.full = False
+    taker.begin(metadata, iter([b"chunk"]))
+    await trio.testing.wait_all_tasks_blocked()
+    assert [metadata] == taken
+    assert taker.failure is None
+    assert not taker.due(0, 0)
 
 
 async def test_chunks_are_taken_in_slices() -> None:

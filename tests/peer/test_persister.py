@@ -73,9 +73,9 @@ class Woken:
 
 
 @contextlib.asynccontextmanager
-async def running(storage: Storage) -> AsyncIterator[tuple[Persister, Woken]]:
+async def running(storage: Storage, *, shutdown_timeout_s: float = 10.0) -> AsyncIterator[tuple[Persister, Woken]]:
     woken = Woken()
-    persister = Persister(storage, woken, 2.0)
+    persister = Persister(storage, woken, shutdown_timeout_s)
     async with trio.open_nursery() as nursery:
         await nursery.start(persister.run)
         yield persister, woken
@@ -202,6 +202,49 @@ async def test_what_is_queued_when_it_ends_is_still_written() -> None:
         persister.submit(write(2))
         threading.Timer(0.02, storage.gate.set).start()
     assert [write(1), write(2)] == [one for batch in storage.batches if isinstance(batch, list) for one in batch]
+
+
+class NoRoomFor(Recorder):
+    """A disk with room for everything but one write, which is a large one, say."""
+
+    def __init__(self, large: Write) -> None:
+        super().__init__()
+        self.large = large
+
+    def write(self, writes: Sequence[Write]) -> None:
+        if self.large in writes:
+            self.errors = [StorageFullError("no room")]
+        super().write(writes)
+
+
+async def test_what_is_queued_behind_a_write_that_finds_no_room_is_not_written_without_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Leaving while the disk is full: a log with a gap, or a commit index past its end, would never open again."""
+    monkeypatch.setattr(module, "FULL_RETRY_S", 0.01)
+    storage = NoRoomFor(write(1))
+    async with running(storage) as (persister, _):
+        persister.submit(write(1))
+        await trio.to_thread.run_sync(storage.begun.acquire)
+        persister.submit(write(2))
+    assert [] == storage.batches
+    assert [] == persister.completed
+    assert not persister.abandoned
+
+
+async def test_a_disk_that_hangs_is_left_behind() -> None:
+    """Leaving takes no longer than it may; the thread, which cannot be ended, ends when the disk answers."""
+    storage = Recorder()
+    with trio.fail_after(10.0):
+        async with running(storage, shutdown_timeout_s=0.02) as (persister, _):
+            storage.gate.clear()
+            persister.submit(write(1))
+            await trio.to_thread.run_sync(storage.begun.acquire)
+        assert persister.abandoned
+        assert [] == persister.completed
+        storage.gate.set()
+        assert await trio.to_thread.run_sync(persister._thread_ended.wait, 10.0)
+    assert [[write(1)]] == storage.batches
 
 
 async def test_without_a_disk_a_write_is_complete_at_once() -> None:

@@ -335,6 +335,30 @@ async def test_cancelled_after_it_was_given_back_it_is_gone(peer: Peer) -> None:
     assert 2 == mark(data)
 
 
+async def test_payloads_are_let_go_of_with_their_callers(peer: Peer) -> None:
+    """Answered, or left: whoever remembers a proposal for longer, in case it is refused, does not hold its bytes."""
+    for number in (1, 2, 3):
+        await peer.put(number)
+    taken, data = peer.proposals.take(0, PLENTY)
+    first, *_ = unpack_commands(data)
+    assert [b"1", b"2", b"3"] == [proposal.payload for proposal in taken]
+    peer.apply(pack_commands([first]))
+    await peer.cancel(2)
+    assert [b"", b"", b"3"] == [proposal.payload for proposal in taken]
+
+
+async def test_who_waits_first_does_not_hold_the_payloads_of_those_that_left(peer: Peer) -> None:
+    """They stay in the queue behind it, as nothing more than a place."""
+    await peer.put(1)
+    for number in range(2, 12):
+        await peer.put(number)
+        await peer.cancel(number)
+    assert b"1" == b"".join(proposal.payload for proposal in peer.proposals._queue)
+    peer.apply(peer.take())
+    await peer.settled()
+    assert {b"1": 1} == peer.counted.times
+
+
 # -- the end of waiting ------------------------------------------------------------------------------------------------
 
 
@@ -456,6 +480,27 @@ async def test_results_that_came_with_a_snapshot_are_found(peer: Peer, nursery: 
     results = await peer.settled()
     assert {1, 3} == set(results)
     assert [b"\x01", b"\x02"] == [results[1][-1:], results[3][-1:]]  # type: ignore[index]
+    assert 1 == peer.proposals.in_flight
+
+
+async def test_a_session_registered_twice_is_none_that_was_evicted(nursery: trio.Nursery) -> None:
+    """The registration was handed over again, and both are in the log: the first is ours, and a snapshot has it too."""
+    peer = Peer(nursery)
+    registration = peer.proposals.take_registration(0)
+    assert registration is not None
+    peer.apply(pack_commands([registration, registration]))
+    await peer.put(1, by=1)
+    await peer.put(2, by=1)
+    first, _ = unpack_commands(peer.take())
+    elsewhere = Replica(Counted())
+    elsewhere.restore(peer.replica.snapshot())
+    elsewhere.apply(first)
+    peer.replica.restore(elsewhere.snapshot())
+    peer.proposals.find_in(peer.replica.sessions)
+    assert 1 == peer.proposals.session
+    results = await peer.settled()
+    assert {1} == set(results)
+    assert b"\x01" == results[1][-1:]  # type: ignore[index]
     assert 1 == peer.proposals.in_flight
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 
 import pytest
@@ -12,11 +13,12 @@ from replikv.machine.commands import encode_put
 from replikv.machine.envelope import CommandKind, Envelope
 from replikv.machine.replica import Replica
 from replikv.peer.protocol import SnapshotHeader, encode_snapshot_header
+from replikv.peer.snapshots import SnapshotTaker
 from replikv.peer.transfers import CHUNK, END, GO, REFUSED, ReceivedSnapshot, SnapshotReceiver, SnapshotSender
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.settings import Settings
-from replikv.storage.base import Identity
+from replikv.storage.base import Identity, SnapshotWriter, StorageFullError
 from replikv.storage.memory import VolatileStorage
 from replikv.transport.base import Channel, Receiver, Transport
 
@@ -50,8 +52,8 @@ def channel_pair() -> tuple[MemoryChannel, MemoryChannel]:
 class Follower:
     """A receiver over a storage and a replica; ``installed`` are the snapshots it was told to swap in."""
 
-    def __init__(self, nursery: trio.Nursery, *, install: bool = True) -> None:
-        self.storage = VolatileStorage()
+    def __init__(self, nursery: trio.Nursery, *, install: bool = True, storage: VolatileStorage | None = None) -> None:
+        self.storage = storage or VolatileStorage()
         self.storage.initialize(Identity("cluster", "b", "b1", "b", "b"), SnapshotMetadata(0, 0, MEMBERSHIP))
         self.replica = Replica()
         self.lock = trio.Lock()
@@ -310,3 +312,107 @@ async def test_a_snapshot_that_is_being_swapped_in_is_not_disturbed(nursery: tri
     follower.installed[0].done.set()
     assert GO == await channel.receive()
     assert GO == await other.receive()
+
+
+async def test_an_own_snapshot_waits_until_one_received_is_installed(nursery: trio.Nursery) -> None:
+    """It was begun before, and is older: so it is not written at all, and whoever waits for it hears of its end."""
+    follower = Follower(nursery, install=False)
+    taken: list[SnapshotMetadata] = []
+    ended = trio.Event()
+    taker = SnapshotTaker(follower.storage, Settings(), follower.lock, taken.append, ended.set)
+    nursery.start_soon(taker.run)
+    channel = await begin(follower, index=9)
+    assert GO == await channel.receive()
+    taker.begin(SnapshotMetadata(5, 1, MEMBERSHIP), state(2).snapshot())
+    for chunk in state(3).snapshot():
+        await channel.send(CHUNK + chunk)
+    await channel.send(END)
+    await trio.testing.wait_all_tasks_blocked()
+    (received,) = follower.installed
+    assert taker.busy
+    follower.storage.image.install(received.metadata)
+    received.done.set()
+    assert GO == await channel.receive()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [] == taken
+    assert ended.is_set()
+    assert not taker.busy
+
+
+class FullStorage(VolatileStorage):
+    """Has no room for snapshots while the test says so."""
+
+    full = True
+
+    def create_snapshot(self, metadata: SnapshotMetadata) -> SnapshotWriter:
+        if self.full:
+            raise StorageFullError("no room")
+        return super().create_snapshot(metadata)
+
+
+async def test_a_snapshot_that_finds_no_room_is_refused(nursery: trio.Nursery) -> None:
+    """The follower goes on with what it has, and takes the next one when there is room."""
+    storage = FullStorage()
+    follower = Follower(nursery, storage=storage)
+    channel = await begin(follower)
+    assert GO == await channel.receive()
+    assert REFUSED + b"the disk is full" == await channel.receive()
+    assert [] == follower.installed
+    storage.full = False
+    channel = await begin(follower)
+    assert GO == await channel.receive()
+    assert GO == await finish(channel, state(5))
+
+
+class SlowStorage(VolatileStorage):
+    """Has a disk, whose first commit of a snapshot takes until the test opens the gate."""
+
+    blocking = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.committing = threading.Event()
+        self.gate = threading.Event()
+
+    def create_snapshot(self, metadata: SnapshotMetadata) -> SnapshotWriter:
+        return SlowWriter(self, super().create_snapshot(metadata))
+
+
+class SlowWriter(SnapshotWriter):
+    def __init__(self, storage: SlowStorage, writer: SnapshotWriter) -> None:
+        self._storage = storage
+        self._writer = writer
+
+    def write(self, chunk: bytes) -> None:
+        self._writer.write(chunk)
+
+    def commit(self) -> None:
+        self._storage.committing.set()
+        assert self._storage.gate.wait(10.0)
+        self._writer.commit()
+
+    def abort(self) -> None:
+        self._writer.abort()
+
+
+async def test_a_transfer_that_gave_way_during_its_last_sync_installs_nothing(nursery: trio.Nursery) -> None:
+    """No cancellation ends a sync. The one that took its place is the one under way then, for all who come later."""
+    storage = SlowStorage()
+    follower = Follower(nursery, storage=storage)
+    with trio.fail_after(10.0):
+        first = await begin(follower, term=1, peer="a")
+        assert GO == await first.receive()
+        for chunk in state(3).snapshot():
+            await first.send(CHUNK + chunk)
+        await first.send(END)
+        assert await trio.to_thread.run_sync(storage.committing.wait, 10.0)
+        second = await begin(follower, term=2, peer="c")
+        await trio.testing.wait_all_tasks_blocked()
+        storage.gate.set()
+        with pytest.raises(trio.EndOfChannel):
+            await first.receive()
+        assert GO == await second.receive()
+        assert [] == follower.installed
+        assert REFUSED == (await (await begin(follower, term=1, peer="a")).receive())[:1]
+        assert GO == await finish(second, state(5))
+    assert ["c"] == [received.sender for received in follower.installed]

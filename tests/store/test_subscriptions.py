@@ -272,6 +272,50 @@ async def test_closing_cluster_ends_subscriptions_quietly(
         store.subscribe(notes.changes.append)
 
 
+@pytest.mark.parametrize("end", ["cancelled", "closed"])
+@pytest.mark.parametrize("failing", ["callback", "on_error"])
+async def test_what_fails_while_a_callback_is_cancelled_stays_inside(end: str, failing: str) -> None:
+    """A nursery of the callback's raises it in a group with the cancellation: it is logged, and ends nothing else."""
+    notes = Notes()
+
+    async def fail_on_the_way_out() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ValueError("mine")
+
+    async def with_nursery(_: object) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_on_the_way_out)
+            nursery.start_soon(trio.sleep_forever)
+
+    def fail(_: Change) -> None:
+        raise RuntimeError("mine, too")
+
+    with structlog.testing.capture_logs() as logs:
+        async with trio.open_nursery() as nursery:
+            replicator = LocalReplicator(nursery)
+            nursery.start_soon(replicator.run)
+            store = Store(replicator, WatchHub(replicator))
+            if failing == "callback":
+                subscription = store.subscribe(with_nursery)
+            else:
+                subscription = store.subscribe(fail, on_error=with_nursery)
+            store.subscribe(notes.changes.append)
+            await store.put("key", 1)
+            await settle()
+            logs.clear()
+            if end == "cancelled":
+                subscription.cancel()
+                await store.put("key", 2)
+                await settle()
+            nursery.cancel_scope.cancel()
+    assert ([1, 2] if end == "cancelled" else [1]) == notes.revisions
+    (entry,) = logs
+    assert "error" == entry["log_level"]
+    assert "[ValueError('mine')]" in repr(entry["exc_info"])
+
+
 async def test_callback_must_be_callable(store: Store) -> None:
     """Seen at the call, not at the first change."""
     with pytest.raises(ConfigurationError, match="callable"):

@@ -10,7 +10,7 @@ import trio.testing
 from replikv.settings import Settings
 from replikv.testing.transport_suite import RecordingReceiver
 from replikv.transport.links import Backoff, Link
-from replikv.transport.wire import PeerConnectionError, RefusedError
+from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 
 SETTINGS = Settings(reconnect_delay_s=0.1, reconnect_delay_max_s=1.0)
 
@@ -87,6 +87,13 @@ async def test_a_refusal_is_dialed_slowly(autojump_clock: trio.testing.MockClock
     drawn, receiver = await pauses([RefusedError("lost its disk")])
     assert drawn[0] >= 0.5
     assert [("refused", "b", "lost its disk")] == receiver.events
+
+
+async def test_whoever_we_decline_is_dialed_slowly(autojump_clock: trio.testing.MockClock) -> None:
+    """That is our judgement on the other side: nobody has refused us, and nobody is told so."""
+    drawn, receiver = await pauses([DeclinedError("lost its disk")])
+    assert drawn[0] >= 0.5
+    assert [] == receiver.events
 
 
 async def test_connected_and_disconnected_alternate(autojump_clock: trio.testing.MockClock) -> None:
