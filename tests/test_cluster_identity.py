@@ -235,6 +235,7 @@ async def test_an_answer_to_the_process_before_confirms_no_read(
     """A leader keeps a read until it can answer: by then the asker may be another process, whose reads came later."""
     answers: list[tuple[str, bytes]] = []
     async with running(absent="c", heartbeat_interval_s=0.02, election_timeout_s=0.3) as peers:
+        await peers.leader()
         async with with_disk("c", peers, tmp_path) as before:
             receive = peer_of(before).receive
 
@@ -273,6 +274,7 @@ async def test_a_refusal_to_the_process_before_is_none_of_a_later_command(
     """The command was taken, and its caller is never told that it surely was not."""
     batches: list[int] = []
     async with running(absent="c", heartbeat_interval_s=0.05, election_timeout_s=0.3) as peers:
+        await peers.leader()
         async with with_disk("c", peers, tmp_path) as before:
             transport = peer_of(before)._transport
             send = transport.send
