@@ -198,7 +198,8 @@ class Cluster:
         nursery = await manager.__aenter__()
         try:
             await nursery.start(self._run_for_block, nursery.cancel_scope)
-            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._failure is None:  # a failure has cancelled this scope itself, and is what leaves it
+                await trio.lowlevel.checkpoint_if_cancelled()
         except BaseException:
             self._scope.cancel()
             nursery.cancel_scope.cancel()
