@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -226,7 +227,9 @@ class Cluster:
 
     def _outlive_body(self) -> None:
         """A cancellation from outside is the body's first: it may still use the cluster to clean up, in a shield."""
-        self._scope.shield = True
+        # One that has come already is on its way to the tasks inside: too late to hold it off.
+        if trio.current_effective_deadline() > -math.inf:
+            self._scope.shield = True
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from types import MappingProxyType
@@ -157,7 +158,9 @@ class Peer:
                 if self._admission.membership.voters == {self.identity.node_id}:
                     driver.node.campaign()  # nobody else can lead: why wait for him
                 driver.wake()
-                scope.shield = True
+                # A cancellation that has come already is on its way to the parts: too late to hold it off.
+                if trio.current_effective_deadline() > -math.inf:
+                    scope.shield = True
                 task_status.started()
                 await trio.sleep_forever()
             finally:
