@@ -88,7 +88,7 @@ async def test_a_leader_that_nobody_hears_leaves_all_the_same(autojump_clock: tr
         peers.network.isolate(id_of(leader))
         started = trio.current_time()
         await peers.shutdown(id_of(leader))
-        assert trio.current_time() - started <= 0.7
+        assert trio.current_time() - started == pytest.approx(0.7) or trio.current_time() - started < 0.7
 
 
 async def test_puts_go_on_while_leadership_goes_round(autojump_clock: trio.abc.Clock) -> None:
