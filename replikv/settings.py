@@ -30,6 +30,9 @@ class Settings:
     cluster_name: str = ""
     """Part of the cluster id: two clusters of the same member ids on one network need two names."""
 
+    zone: str = ""
+    """Where this peer runs: a rack, an availability zone. Voters are spread over the zones of those that tell one."""
+
     # -- time (Raft paper, section 5.6: broadcast time << election timeout << time between failures) ------------------
     heartbeat_interval_s: float = 0.1
     """The leader's heartbeat, and the length of a tick. etcd: 0.1."""
@@ -39,6 +42,20 @@ class Settings:
     """How long an operation waits for the cluster before it raises UnavailableError or OutcomeUnknownError."""
     shutdown_timeout_s: float = 2.0
     """How long leaving the block may take: handing over, flushing, closing."""
+
+    lease_reads: bool = False
+    """Whether the leader answers linearizable reads without asking the others, while a majority has promised to vote
+    for nobody (thesis 6.4.1). Saves a round trip per read; the same on every peer. It rests on clocks: each peer's must
+    run evenly to within a tenth over an election timeout, and go on while its process is stopped and its machine
+    sleeps. Off by default: ReadIndex asks no clock."""
+
+    # -- roles ---------------------------------------------------------------------------------------------------------
+    voters_max: int = 5
+    """Who joins becomes a voter while there are fewer; the rest are learners, with the same reads, puts and watches.
+    Five survive the loss of two; more make each put wait for more disks. dqlite: 3 voters by default."""
+    voter_replace_after_s: float = 30.0
+    """A voter that is gone for so long gives its vote to a learner that is caught up, if there is one. Long enough for
+    a restart or a deployment."""
 
     # -- sizes of what is proposed: value < command < entry < frame ----------------------------------------------------
     value_bytes_max: int = 1 * MIB
@@ -88,6 +105,18 @@ class Settings:
     snapshots_kept: int = 2
     """Snapshot files kept on disk."""
 
+    # -- snapshots that travel -----------------------------------------------------------------------------------------
+    snapshot_sends_max: int = 2
+    """Snapshots on their way from this peer at once; others wait for their turn."""
+    snapshot_send_bytes_per_s: int = 64 * MIB
+    """Of all of them together: a snapshot must leave room on the network for what is committed meanwhile. TiKV: 100
+    MiB/s."""
+    snapshot_resume_s: float = 30.0
+    """How long what has arrived of a snapshot is kept after its connection broke, to go on from there."""
+    catch_up_log_bytes: int = 128 * MIB
+    """Entries kept, beyond those behind the newest snapshot, for who is being sent one: without them, the log would
+    have moved on when it arrives. Bounds what a slow follower costs."""
+
     # -- the map -------------------------------------------------------------------------------------------------------
     history_revisions: int = 10_000
     """Revisions of the past that can be read and watched from. The leader moves the floor by a command."""
@@ -105,9 +134,10 @@ class Settings:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value: object = getattr(self, field.name)
-            if field.name == "cluster_name":
-                if not isinstance(value, str):
-                    raise ConfigurationError(f"cluster_name must be a str, not {value!r}")
+            if field.name in ("cluster_name", "zone", "lease_reads"):
+                expected = bool if field.name == "lease_reads" else str
+                if not isinstance(value, expected):
+                    raise ConfigurationError(f"{field.name} must be a {expected.__name__}, not {value!r}")
                 continue
             number = int | float if field.name.endswith("_s") else int
             if isinstance(value, bool) or not isinstance(value, number):

@@ -90,6 +90,12 @@ class Receiver(Protocol):
         """The peer has opened a channel. It is closed when this returns or raises trio's resource errors."""
         ...
 
+    async def serve_stranger(self, hello: Hello, channel: Channel) -> None:
+        """Somebody who may be no member has called (:meth:`Transport.call`), to ask something. What he says of himself
+        was not admitted, only authenticated. The channel is closed when this returns or raises trio's resource errors.
+        """
+        ...
+
 
 class Transport(abc.ABC):
     """Moves frames between this peer and others. One instance serves one peer, once."""
@@ -121,6 +127,17 @@ class Transport(abc.ABC):
     @abc.abstractmethod
     async def open_channel(self, node_id: str) -> Channel:
         """A channel to the peer. Raises OSError when it cannot be reached or refuses."""
+
+    @abc.abstractmethod
+    async def call(self, address: str, hello: Hello, settings: Settings) -> Channel:
+        """A channel to whoever listens at the address, whom one does not know yet: for who wants to join.
+
+        Works without ``run``, and beside it; such a channel is the caller's alone to close. The other side is asked to
+        serve a stranger (:meth:`Receiver.serve_stranger`), and neither side's ``admit`` is asked.
+
+        Raises ConfigurationError for an address that cannot be understood, OSError when nobody answers there in time or
+        who does refuses.
+        """
 
     @abc.abstractmethod
     def statistics(self) -> Mapping[str, Mapping[str, int]]:
