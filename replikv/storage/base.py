@@ -20,13 +20,13 @@ class StorageFullError(StorageError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
-    """Who this storage belongs to: drawn at the first start, never changed."""
+    """Who this storage belongs to: drawn at the first start. Only its addresses may change."""
 
     cluster_id: str
     node_id: str
     incarnation: str
     address: str
-    """What others dial, as it was configured at the first start."""
+    """What others dial."""
     listen: str
 
 
@@ -62,8 +62,20 @@ class Storage(abc.ABC):
     """Whether calls may block, and so belong into a thread."""
 
     @abc.abstractmethod
+    def draw_incarnation(self) -> str:
+        """The random name that an empty storage is to be initialized with: the same each time, also after a crash.
+
+        Who asked others for something under it, and crashed before the answer came, is known again. Raises
+        StorageError.
+        """
+
+    @abc.abstractmethod
     def initialize(self, identity: Identity, snapshot: SnapshotMetadata) -> None:
         """Give an empty storage its identity and the first membership (a snapshot without data, usually at index 0)."""
+
+    @abc.abstractmethod
+    def move(self, address: str, listen: str) -> None:
+        """The peer is found elsewhere from now on: its identity is the same but for its addresses. Raises StorageError."""
 
     @abc.abstractmethod
     def write(self, writes: Sequence[Write]) -> None:

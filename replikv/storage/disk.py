@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -21,7 +22,14 @@ from replikv.raft.stable import MemoryStorage, Write
 from replikv.settings import Settings
 from replikv.storage.base import Identity, SnapshotWriter, Storage
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem, OsFileSystem, remove_temporaries
-from replikv.storage.meta import META_NAME, read_meta, write_meta
+from replikv.storage.meta import (
+    META_NAME,
+    forget_incarnation,
+    read_incarnation,
+    read_meta,
+    write_incarnation,
+    write_meta,
+)
 from replikv.storage.recovery import Replay
 from replikv.storage.snapshotter import Snapshotter
 from replikv.storage.wal import Wal
@@ -72,6 +80,14 @@ class DiskStorage(Storage):
             self.close()
             raise
 
+    def draw_incarnation(self) -> str:
+        """As :meth:`Storage.draw_incarnation`: kept in ``DIR/incarnation`` until the storage is initialized."""
+        incarnation = read_incarnation(self._filesystem, self._directory)
+        if incarnation is None:
+            incarnation = uuid.uuid4().hex
+            write_incarnation(self._filesystem, self._directory, incarnation)
+        return incarnation
+
     def initialize(self, identity: Identity, snapshot: SnapshotMetadata) -> None:
         """As :meth:`Storage.initialize`. For a snapshot at an index above 0, its data must have been committed before.
 
@@ -98,8 +114,17 @@ class DiskStorage(Storage):
             self._wal.close()
             self._wal = None
             raise
+        forget_incarnation(self._filesystem, self._directory)
         self.image.install(snapshot)
         self.image.hard_state = hard_state
+        self.identity = identity
+
+    def move(self, address: str, listen: str) -> None:
+        """As :meth:`Storage.move`."""
+        if self.identity is None:
+            raise InternalError(f"{self._directory} was moved before it was initialized")
+        identity = dataclasses.replace(self.identity, address=address, listen=listen)
+        write_meta(self._filesystem, self._directory, identity)
         self.identity = identity
 
     def write(self, writes: Sequence[Write]) -> None:
@@ -172,6 +197,7 @@ class DiskStorage(Storage):
             raise self._damage(self._wal_directory, f"it is empty, and {META_NAME} says that it was written to")
         if replay.identity != _seal(identity):
             raise self._damage(self._wal_directory, "it holds the log of another peer")
+        forget_incarnation(self._filesystem, self._directory)
         self._restore(replay)
         self.identity = identity
 

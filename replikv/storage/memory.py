@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import uuid
 from collections.abc import Iterator, Sequence
 
 from replikv.errors import InternalError
@@ -24,7 +26,12 @@ class VolatileStorage(Storage):
     def __init__(self) -> None:
         self.identity = None
         self.image = MemoryStorage()
+        self._incarnation = uuid.uuid4().hex
         self._snapshot: tuple[SnapshotMetadata, tuple[bytes, ...]] | None = None
+
+    def draw_incarnation(self) -> str:
+        """As :meth:`Storage.draw_incarnation`."""
+        return self._incarnation
 
     def initialize(self, identity: Identity, snapshot: SnapshotMetadata) -> None:
         """As :meth:`Storage.initialize`. For a snapshot at an index above 0, its data must have been committed."""
@@ -34,6 +41,12 @@ class VolatileStorage(Storage):
         self.image.install(snapshot)
         self.image.hard_state = HardState(snapshot.term, NO_NODE, snapshot.index)
         self.identity = identity
+
+    def move(self, address: str, listen: str) -> None:
+        """As :meth:`Storage.move`."""
+        if self.identity is None:
+            raise InternalError("this storage was moved before it was initialized")
+        self.identity = dataclasses.replace(self.identity, address=address, listen=listen)
 
     def write(self, writes: Sequence[Write]) -> None:
         """As :meth:`Storage.write`: nothing to do, since the caller applies the writes to the image."""
