@@ -78,6 +78,17 @@ class Config:
     membership comes from that snapshot, and changes after it are applied again."""
 
     def __post_init__(self) -> None:
+        if not self.node_id:
+            raise ConfigurationError("node_id is empty: that stands for nobody")
+        if not 1 <= self.heartbeat_ticks < self.election_ticks:
+            raise ConfigurationError(
+                f"election_ticks ({self.election_ticks}) must exceed heartbeat_ticks ({self.heartbeat_ticks}), and"
+                " that 0: a leader has to be heard within an election timeout"
+            )
+        if self.inflight_messages_max < 1:
+            raise ConfigurationError(
+                f"inflight_messages_max is {self.inflight_messages_max}: nothing would ever be sent ahead"
+            )
         if self.read_lease and not self.check_quorum:
             raise ConfigurationError("read_lease needs check_quorum: without it nobody is bound to the leader he hears")
 

@@ -99,6 +99,35 @@ def test_a_leader_overwrites_newer_logs(pre_vote: bool) -> None:
     assert [[1, 3]] * 5 == [peer.terms for peer in network]
 
 
+@pytest.mark.parametrize("pre_vote", [False, True], ids=["vote", "pre-vote"])
+@pytest.mark.parametrize(
+    ("role", "index", "term", "voted", "refused"),
+    [
+        *((FOLLOWER, index, term, NO_NODE, True) for index in (0, 1) for term in (0, 1, 2)),
+        *((FOLLOWER, index, 3, NO_NODE, False) for index in (0, 1, 2, 3)),
+        *((FOLLOWER, index, term, NO_NODE, True) for index in (2, 3) for term in (0, 1)),
+        *((FOLLOWER, index, 2, NO_NODE, False) for index in (2, 3)),
+        (FOLLOWER, 3, 2, "2", False),
+        (FOLLOWER, 3, 2, "1", True),
+        (LEADER, 3, 3, "1", True),
+        (PRE_CANDIDATE, 3, 3, "1", True),
+        (CANDIDATE, 3, 3, "1", True),
+    ],
+)
+def test_a_vote_within_the_term(role: Role, index: int, term: int, voted: str, refused: bool, pre_vote: bool) -> None:
+    """Own log L[2,2]: refused with an older log, or when the vote is given (TestRecvMsgVote, TestRecvMsgPreVote).
+
+    The asker's log ends in (index, term); both are in the later one of their terms.
+    """
+    now = max(2, term)
+    peer = Peer(log=terms(2, 2), term=now, vote=voted)
+    peer.raft.role, peer.raft.leader = role, "1" if role is LEADER else NO_NODE
+
+    sent = peer.step(RequestVote(to="1", sender="2", term=now, last_index=index, last_term=term, pre_vote=pre_vote))
+
+    assert [RequestVoteResponse(to="2", sender="1", term=now, pre_vote=pre_vote, reject=refused)] == sent
+
+
 @pytest.mark.parametrize("role", Role)
 def test_a_vote_from_any_role(role: Role) -> None:
     """A candidate of a newer term with a newer log gets everybody's vote (TestVoteFromAnyState)."""
@@ -195,13 +224,88 @@ def test_a_single_node_leads_only_when_its_vote_is_durable() -> None:
 
 @WITH_AND_WITHOUT_PRE_VOTE
 def test_a_leader_does_not_campaign(pre_vote: bool) -> None:
-    """Who leads already has nothing to win (TestCampaignWhileLeader)."""
+    """Who leads already has nothing to win (TestCampaignWhileLeader, TestPreCampaignWhileLeader)."""
     network = net(FRESH, pre_vote=pre_vote)
     network.campaign("1")
 
     network.campaign("1")
 
     assert (LEADER, 1) == network["1"].state
+
+
+@pytest.mark.parametrize("kind", [Heartbeat, AppendEntries])
+def test_a_candidate_follows_the_leader_of_its_term(kind: type[Message]) -> None:
+    """It was cut off, and stands in the very term that the others have reached without it (TestCandidateResetTerm...).
+
+    Whatever the leader sends shows that the election of that term is over.
+    """
+    network = three()
+    network.campaign("1")
+    network.isolate("3")
+    network.campaign("2")
+    network.campaign("1")
+    assert [(LEADER, 3), (FOLLOWER, 3), (FOLLOWER, 1)] == network.states()
+    while network["3"].raft.term < 3:
+        network["3"].tick()
+    assert (CANDIDATE, 3) == network["3"].state
+
+    network.recover()
+    network.settle(kind(to="3", sender="1", term=3))
+
+    assert ((FOLLOWER, 3), "1") == (network["3"].state, network["3"].raft.leader)
+
+
+@WITH_AND_WITHOUT_PRE_VOTE
+def test_the_own_vote_comes_after_the_election_is_lost(pre_vote: bool) -> None:
+    """Another leader was heard of while it was on its way to the disk (TestCandidateSelfVoteAfterLostElection...)."""
+    peer = Peer(pre_vote=pre_vote)
+    peer.lazy = True
+    peer.node.campaign()
+    peer.take()
+    peer.step(Heartbeat(to="1", sender="2", term=peer.raft.term))
+    assert FOLLOWER is peer.raft.role
+
+    peer.persist()
+    peer.take()
+
+    assert (FOLLOWER, {}) == (peer.raft.role, peer.raft.tracker.votes)
+
+
+def test_the_own_pre_vote_comes_after_it_is_won() -> None:
+    """The others are enough; it says nothing in the election that follows.
+
+    (TestCandidateDeliversPreCandidateSelfVoteAfterBecomingCandidate.)
+    """
+    peer = Peer(pre_vote=True)
+    peer.lazy = True
+    peer.node.campaign()
+    peer.take()
+    for sender in "23":
+        peer.step(RequestVoteResponse(to="1", sender=sender, term=1, pre_vote=True))
+    assert (CANDIDATE, 1) == peer.state
+
+    peer.persist(1)
+    assert (CANDIDATE, {}) == (peer.raft.role, peer.raft.tracker.votes)
+    peer.step(RequestVoteResponse(to="1", sender="2", term=1))
+    assert CANDIDATE is peer.raft.role
+
+    peer.persist()
+    assert LEADER is peer.raft.role
+
+
+def test_the_own_acknowledgement_comes_after_the_term_is_over() -> None:
+    """The write of the old leader's entries ends when it follows another (TestLeaderMsgAppSelfAckAfterTermChange)."""
+    peer = in_role(LEADER)
+    peer.lazy = True
+    peer.node.propose(b"some data")
+    peer.take()
+    peer.step(Heartbeat(to="1", sender="2", term=2))
+
+    peer.persist()
+    peer.take()
+
+    assert (FOLLOWER, 2) == peer.state
+    assert 0 == peer.raft.log.committed
 
 
 def test_a_stale_vote_is_not_counted() -> None:

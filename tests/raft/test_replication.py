@@ -5,13 +5,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from logs import terms
+from logs import snapshot_at, terms
 from network import FRESH, HOLE, Peer, accept, net, only, three
 
 from replikv.errors import InternalError
 from replikv.raft.core import ProposalDroppedError
 from replikv.raft.entries import Entry
-from replikv.raft.messages import AppendEntries, AppendEntriesResponse, RequestVoteResponse
+from replikv.raft.messages import (
+    AppendEntries,
+    AppendEntriesResponse,
+    Heartbeat,
+    HeartbeatResponse,
+    InstallSnapshot,
+    RequestVote,
+    RequestVoteResponse,
+    TimeoutNow,
+)
 from replikv.raft.roles import Role
 
 SOME = b"somedata"
@@ -93,6 +102,74 @@ def test_a_follower_refuses_proposals() -> None:
 
     assert [[1]] * 3 == [peer.terms for peer in network]
     assert "1" == network["2"].raft.leader
+
+
+@pytest.mark.parametrize(
+    ("previous", "entries", "commit", "rejected", "last", "committed"),
+    [
+        pytest.param((3, 2), [], 3, True, 2, 0, id="another term before it"),
+        pytest.param((3, 3), [], 3, True, 2, 0, id="nothing before it"),
+        pytest.param((1, 1), [], 1, False, 2, 1, id="nothing new, and not all that is here"),
+        pytest.param((0, 0), terms(2), 1, False, 1, 1, id="a conflict at the first takes the rest away"),
+        pytest.param((2, 2), terms(2, 2, at=3), 3, False, 4, 3, id="two more, one committed"),
+        pytest.param((2, 2), terms(2, at=3), 4, False, 3, 3, id="one more, and no commit beyond it"),
+        pytest.param((1, 1), terms(2, at=2), 4, False, 2, 2, id="what is here, and no commit beyond it"),
+        pytest.param((1, 1), [], 3, False, 2, 1, id="commits what is known to match, not what is here"),
+        pytest.param((2, 2), [], 3, False, 2, 2, id="commits all that is here"),
+        pytest.param((2, 2), [], 4, False, 2, 2, id="and nothing beyond it"),
+    ],
+)
+def test_an_append(
+    previous: tuple[int, int], entries: list[Entry], commit: int, rejected: bool, last: int, committed: int
+) -> None:
+    """Own log L[1,2], term 2 (5.3, figure 2; TestHandleMsgApp). previous = (term, index)."""
+    peer = Peer(log=terms(1, 2), term=2)
+    term, index = previous
+
+    [answer] = only(
+        peer.step(
+            AppendEntries(
+                to="1",
+                sender="2",
+                term=2,
+                previous_term=term,
+                previous_index=index,
+                entries=tuple(entries),
+                commit=commit,
+            )
+        ),
+        AppendEntriesResponse,
+    )
+
+    assert (rejected, last, committed) == (answer.reject, peer.raft.log.last_index(), peer.raft.log.committed)
+    assert index + (0 if rejected else len(entries)) == answer.index
+
+
+@pytest.mark.parametrize("role", [Role.FOLLOWER, Role.CANDIDATE, Role.LEADER])
+def test_messages_of_an_old_term_have_no_effect(role: Role) -> None:
+    """Whatever they say, and whoever they reach (TestStepIgnoreOldTermMsg; 5.1)."""
+    peer = Peer(log=terms(1), term=1)
+    if role is not Role.FOLLOWER:
+        peer.node.campaign()
+        peer.take()
+    if role is Role.LEADER:
+        peer.step(RequestVoteResponse(to="1", sender="2", term=2))
+    peer.step(*([Heartbeat(to="1", sender="3", term=2)] if role is Role.FOLLOWER else []))
+    before = (*peer.state, peer.raft.vote, peer.raft.leader, peer.log, peer.raft.log.committed)
+    assert (role, 2) == peer.state
+
+    for message in (
+        AppendEntries(to="1", sender="2", term=1, entries=tuple(terms(1, 1)), commit=2),
+        AppendEntriesResponse(to="1", sender="2", term=1, index=1),
+        Heartbeat(to="1", sender="2", term=1, commit=1),
+        HeartbeatResponse(to="1", sender="2", term=1, read_position=9),
+        InstallSnapshot(to="1", sender="2", term=1, snapshot=snapshot_at(9, 1, "1", "2", "3")),
+        RequestVote(to="1", sender="2", term=1, last_index=9, last_term=1),
+        RequestVoteResponse(to="1", sender="3", term=1),
+        TimeoutNow(to="1", sender="2", term=1),
+    ):
+        assert [] == peer.step(message)
+        assert before == (*peer.state, peer.raft.vote, peer.raft.leader, peer.log, peer.raft.log.committed)
 
 
 def test_a_late_append_does_not_shorten_the_log() -> None:
