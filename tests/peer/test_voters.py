@@ -160,15 +160,25 @@ def test_whoever_is_alive_is_not_gone() -> None:
             id="picks count for the next pick",
         ),
         pytest.param(
-            (voter("a", zone="1"), voter("b", zone="2"), voter("c", 60.0, "3"), learner("d", zone="2"),
-             learner("e", zone="3")),
+            (
+                voter("a", zone="1"),
+                voter("b", zone="2"),
+                voter("c", 60.0, "3"),
+                learner("d", zone="2"),
+                learner("e", zone="3"),
+            ),
             3,
             "+e -c",
             id="who is gone leaves its zone free",
         ),
         pytest.param(
-            (voter("a", zone="1"), voter("b", 5.0, "2"), voter("c", zone="3"), learner("d", zone="2"),
-             learner("e", zone="4")),
+            (
+                voter("a", zone="1"),
+                voter("b", 5.0, "2"),
+                voter("c", zone="3"),
+                learner("d", zone="2"),
+                learner("e", zone="4"),
+            ),
             4,
             "+e",
             id="who is away for a moment holds its zone",
@@ -184,7 +194,7 @@ def test_whoever_is_alive_is_not_gone() -> None:
         ),
         pytest.param((voter("a"), learner("c"), learner("b")), 2, "+b", id="ties by node id"),
     ],
-)  # fmt: skip
+)
 def test_voters_are_spread_over_the_zones(standings: Sequence[Standing], voters_max: int, changes: str) -> None:
     """The zone with the fewest voters has the next one, so that the loss of a zone costs as few as possible."""
     assert changes == proposed(standings, voters_max=voters_max)
