@@ -35,6 +35,7 @@ from replikv.store.subscriptions import Subscription
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
+from replikv.version import VERSION
 
 __all__ = [
     "ABSENT",
@@ -75,4 +76,4 @@ __all__ = [
     "WrongClusterError",
 ]
 
-__version__ = "0.1.0.dev0"
+__version__ = VERSION

@@ -23,11 +23,12 @@ from replikv.errors import (
 from replikv.machine.base import StateMachine
 from replikv.machine.envelope import CommandKind
 from replikv.machine.envelope import Status as ResultStatus
-from replikv.peer.admission import cluster_id_of
-from replikv.peer.peer import Peer, is_cancellation, sole_error
+from replikv.peer.admission import LEARNER, cluster_id_of
+from replikv.peer.failures import is_cancellation, sole_error
+from replikv.peer.peer import Joining, Peer, own_identity
 from replikv.peer.status import Status
 from replikv.raft.entries import SnapshotMetadata
-from replikv.raft.membership import Membership
+from replikv.raft.membership import ChangeKind, MemberChange, Membership
 from replikv.settings import Settings
 from replikv.storage.base import Identity, Storage
 from replikv.storage.disk import DiskStorage
@@ -37,6 +38,7 @@ from replikv.store.watch import WatchHub
 from replikv.transport.base import Transport
 from replikv.transport.memory import MemoryTransport
 from replikv.transport.tcp import TcpTransport
+from replikv.version import VERSION
 
 __all__ = ["Cluster"]
 
@@ -67,8 +69,10 @@ class Cluster:
             starts read the membership from disk. Without it the cluster has one voter: this peer.
         address: what the others dial; by default this peer's entry in ``members``.
         listen: what is bound; by default ``address``.
-        join: addresses of members of a running cluster to join. Not available in this release.
-        learner: join without ever voting. Not available in this release.
+        join: addresses of members of a running cluster, any of them: this peer is added as a learner, gets the state,
+            and becomes a voter when it is close behind, while there are fewer than ``settings.voters_max``. The block
+            is entered when it is a member. A peer that is one already, by its ``data_dir``, goes on as such.
+        learner: join without ever voting, unless it is promoted by name.
         data_dir: the directory of the log and the snapshots. Without it the peer is in memory: it forgets everything
             when it ends, and may not come back to the others under its old id.
         transport: how peers talk; by default TCP, or nothing at all for a lone peer without an address.
@@ -101,8 +105,8 @@ class Cluster:
         self._data_dir = Path(data_dir) if data_dir is not None else None
         self._transport = transport
         self._machine = machine
-        if join or learner:
-            raise ConfigurationError("join= and learner=: joining a running cluster is not available in this release")
+        self._join = join if isinstance(join, str) else tuple(join)
+        self._learner = learner
         self._check_arguments()
         self._used = False
         self._peer: Peer | None = None
@@ -121,6 +125,20 @@ class Cluster:
             raise ConfigurationError("node_id is missing: a peer without a data_dir to read it from needs a name")
         if node_id is not None:
             check_node_id(node_id)
+        if isinstance(self._join, str):
+            raise ConfigurationError(f"join must be a list of addresses, not the str {self._join!r}")
+        for joined in self._join:
+            check_address("join", joined)
+        if self._join and members is not None:
+            raise ConfigurationError(
+                "join= and members= contradict each other: members= begins a new cluster, join= enters one that runs"
+            )
+        if self._learner and not self._join:
+            raise ConfigurationError("learner=True needs join=: the first members of a cluster vote")
+        if self._join and self._address is None and self._data_dir is None:
+            raise ConfigurationError("address is missing: whoever joins has to be dialed by the others")
+        if self._address is not None:
+            check_address(str(node_id or "this peer"), self._address)
         if members is None:
             return
         if not members:
@@ -270,7 +288,8 @@ class Cluster:
         storage: Storage
         if self._data_dir is None:
             storage = VolatileStorage()
-            self._initialize(storage)
+            if not self._join:
+                self._initialize(storage)
             return storage
         settings = self._settings
         directory = self._data_dir
@@ -280,10 +299,11 @@ class Cluster:
                 directory, segment_bytes=settings.wal_segment_bytes, snapshots_kept=settings.snapshots_kept
             )
             try:
-                if disk.identity is None:
-                    self._initialize(disk)
-                else:
+                if disk.identity is not None:
                     self._check_against_disk(disk.identity, directory)
+                    self._move(disk, disk.identity)
+                elif not self._join:
+                    self._initialize(disk)
             except BaseException:
                 disk.close()
                 raise
@@ -301,7 +321,7 @@ class Cluster:
             cluster_id = uuid.uuid4().hex
         else:
             cluster_id = cluster_id_of(self._members, self._settings.cluster_name)
-        identity = Identity(cluster_id, node_id, uuid.uuid4().hex, address, self._listen or address)
+        identity = Identity(cluster_id, node_id, storage.draw_incarnation(), address, self._listen or address)
         membership = Membership.of_voters(self._members if self._members is not None else {node_id: address})
         storage.initialize(identity, SnapshotMetadata(0, 0, membership))
 
@@ -319,19 +339,56 @@ class Cluster:
                     f" {cluster_id}, but {directory} belongs to cluster {identity.cluster_id}:"
                     " leave members out to go on with what is on disk"
                 )
-        address = self._address or (self._members or {}).get(identity.node_id)
-        if address is not None and address != identity.address:
+        address = (self._members or {}).get(identity.node_id)
+        if self._address is None and address not in (None, identity.address):
             raise ConfigurationError(
-                f"address {address!r} contradicts {directory}, whose peer is known to the others as"
-                f" {identity.address!r}: use listen= to bind something else"
+                f"members={{{identity.node_id!r}: {address!r}}} contradicts {directory}, whose peer is known to the"
+                f" others as {identity.address!r}: use address= to move it, or listen= to bind something else"
             )
 
+    def _move(self, storage: Storage, identity: Identity) -> None:
+        """A later start under another address: the others learn of it from this peer itself."""
+        address = self._address or identity.address
+        # Who said nothing else has always bound what the others dial.
+        listen = self._listen or (address if identity.listen == identity.address else identity.listen)
+        if (address, listen) != (identity.address, identity.listen):
+            storage.move(address, listen)
+
     def _make_peer(self, storage: Storage) -> Peer:
-        assert storage.identity is not None
-        listen = self._listen or storage.identity.listen
+        identity = storage.identity
+        joining = None
+        if identity is None:
+            joining = self._joining()
+        listen = joining.listen if joining is not None else own_identity(storage).listen
         # Without an address nobody can dial this peer: it is alone, and needs no socket.
         transport = self._transport or (TcpTransport() if listen else MemoryTransport())
-        return Peer(storage, transport, self._settings, listen=listen, machine=self._machine)
+        return Peer(
+            storage,
+            transport,
+            self._settings,
+            listen=listen,
+            joining=joining,
+            machine=self._machine,
+            version=VERSION,
+        )
+
+    def _joining(self) -> Joining:
+        if self._node_id is None:
+            raise ConfigurationError(
+                f"node_id is missing: {self._data_dir} is empty, so this peer has to join under one"
+            )
+        if self._address is None:
+            raise ConfigurationError("address is missing: whoever joins has to be dialed by the others")
+        members = [address for address in self._join if address != self._address]
+        if not members:
+            raise ConfigurationError(f"join={list(self._join)} names nobody but this peer: give addresses of members")
+        return Joining(
+            node_id=self._node_id,
+            address=self._address,
+            listen=self._listen or self._address,
+            members=members,
+            learner=self._learner,
+        )
 
     # -- use -----------------------------------------------------------------------------------------------------------
 
@@ -394,6 +451,70 @@ class Cluster:
             UnavailableError: it did not take over within two election timeouts; whoever led goes on.
         """
         await self._open_peer().transfer_leadership(to)
+
+    async def add_member(self, node_id: str, address: str, learner: bool = False, *, force: bool = False) -> None:
+        """Name a peer that is to be a member, before it comes or when it is a learner already.
+
+        Not needed for who starts with ``join=``. A learner costs nothing while it is away. A voter must be there and
+        close behind, or it would cost the quorum: a new one starts with ``join=`` and becomes a voter by itself, and
+        naming a learner here again makes it a voter. Returns once this peer has applied the final configuration.
+        Cancelled, the change may happen all the same.
+
+        Args:
+            node_id: its name.
+            address: what the others dial.
+            learner: it gets everything and never votes, unless it is promoted.
+            force: do it even if it costs the quorum.
+
+        Raises:
+            ConfigurationError: it is a member at another address, or the address is that of another member.
+            UnavailableError: surely not done: it would cost the quorum, another change is under way, or no leader.
+            OutcomeUnknownError: proposed, and not seen done within ``settings.request_timeout_s``.
+        """
+        check_node_id(node_id)
+        check_address(node_id, address)
+        kind = ChangeKind.ADD_LEARNER if learner else ChangeKind.ADD_VOTER
+        attributes = {LEARNER: "always"} if learner else None
+        await self._change([MemberChange(kind, node_id, address, attributes=attributes)], force)
+
+    async def remove_member(self, node_id: str, *, force: bool = False) -> None:
+        """Remove a member for good, this peer and the leader included: it ends with RemovedError.
+
+        It may join anew, with an empty ``data_dir``. Returns once this peer has applied the final configuration.
+
+        ``force`` does it even if those who are left and there are no majority. Raises as :meth:`add_member`;
+        ConfigurationError for who is no member, and for the last voter.
+        """
+        await self.change_members(remove=[node_id], force=force)
+
+    async def promote(self, node_id: str, *, force: bool = False) -> None:
+        """Make a learner a voter, also above ``settings.voters_max``. Returns once this peer has applied the final
+        configuration.
+
+        Raises as :meth:`add_member`; ConfigurationError for who is no member.
+        """
+        await self.change_members(promote=[node_id], force=force)
+
+    async def change_members(
+        self, *, promote: Sequence[str] = (), remove: Sequence[str] = (), force: bool = False
+    ) -> None:
+        """Promote learners and remove members in one change, by joint consensus (thesis 4.3): all of it, or nothing.
+
+        So three machines are replaced by three others without a moment in which fewer could fail. Returns once this
+        peer has applied the final configuration. Raises as :meth:`remove_member` and :meth:`promote`.
+        """
+        promoted = [MemberChange(ChangeKind.ADD_VOTER, node_id) for node_id in promote]
+        removed = [MemberChange(ChangeKind.REMOVE, node_id) for node_id in remove]
+        if not promoted and not removed:
+            raise ConfigurationError("change_members: name somebody to promote or to remove")
+        if both := set(promote) & set(remove):
+            raise ConfigurationError(
+                f"change_members: {', '.join(sorted(both))} cannot be promoted and removed at once"
+            )
+        await self._change(promoted + removed, force)
+
+    async def _change(self, changes: Sequence[MemberChange], force: bool) -> None:
+        await self._open_peer().change_membership(changes, forced=force)
 
     async def snapshot(self) -> None:
         """Take a snapshot of this peer's state now; returns when it is durable. Taken by itself otherwise.

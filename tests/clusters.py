@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterable
 
 import trio
 
-from replikv import Cluster, MemoryNetwork, MemoryTransport, Settings
+from replikv import Cluster, MemoryNetwork, MemoryTransport, RemovedError, Settings
 from replikv.machine.envelope import CommandKind, Envelope, pack_commands
 from replikv.peer.peer import Peer
 
@@ -29,6 +29,7 @@ class Peers:
         self.network = network
         self._nursery = nursery
         self._clusters: dict[str, Cluster] = {}
+        self.removed: dict[str, RemovedError] = {}
 
     def __getitem__(self, node_id: str) -> Cluster:
         return self._clusters[node_id]
@@ -46,11 +47,46 @@ class Peers:
             settings=settings or self.settings,
         )
 
+    async def join(
+        self, node_id: str, *, via: str = "a", learner: bool = False, settings: Settings | None = None
+    ) -> Cluster:
+        """Start a peer that joins by the members named in ``via``."""
+        cluster = Cluster(
+            node_id,
+            address=f"memory-{node_id}",
+            join=[f"memory-{member}" for member in via],
+            learner=learner,
+            transport=MemoryTransport(self.network),
+            settings=settings or self.settings,
+        )
+        await self._run(node_id, cluster)
+        return cluster
+
+    async def roles(self, voters: str, learners: str = "", *, within_s: float = HEALED_S) -> None:
+        """Wait until every peer that runs knows exactly these voters and learners."""
+        wanted = {node_id: "voter" for node_id in voters} | {node_id: "learner" for node_id in learners}
+        with trio.fail_after(within_s):
+            while True:
+                known = [{i: m.role for i, m in cluster.status().members.items()} for cluster in self.all]
+                if all(wanted == members for members in known):
+                    return
+                await trio.sleep(0.05)
+
     async def start(self, node_id: str, settings: Settings | None = None) -> Cluster:
         cluster = self.make(node_id, settings)
-        await self._nursery.start(cluster.run)
-        self._clusters[node_id] = cluster
+        await self._run(node_id, cluster)
         return cluster
+
+    async def _run(self, node_id: str, cluster: Cluster) -> None:
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            try:
+                await cluster.run(task_status=task_status)
+            except RemovedError as exc:
+                self.removed[node_id] = exc
+                self._clusters.pop(node_id, None)
+
+        await self._nursery.start(run)
+        self._clusters[node_id] = cluster
 
     async def shutdown(self, node_id: str) -> None:
         await self._clusters.pop(node_id).shutdown()

@@ -10,14 +10,28 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Final
 
 from replikv.raft.entries import Entry
 from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange
 from replikv.storage.base import Identity
 from replikv.transport.base import Hello
 
-__all__ = ["Admission", "Refused", "cluster_id_of"]
+__all__ = ["LEARNER", "STORAGE", "VERSION", "VOLATILE", "ZONE", "Admission", "Refused", "cluster_id_of"]
+
+
+LEARNER: Final = "learner"
+"""The attribute of a member that joined as a learner for good; its value says nothing."""
+STORAGE: Final = "storage"
+"""The attribute that tells where a member keeps its state: ``VOLATILE``, or on a disk."""
+VOLATILE: Final = "memory"
+ZONE: Final = "zone"
+"""The attribute that tells where a member runs (``settings.zone``)."""
+VERSION: Final = "version"
+"""The attribute that tells which replikv a member runs."""
+GRANTED: Final = frozenset({LEARNER})
+"""The attributes that the cluster gives a member, rather than the member itself."""
 
 
 class Refused(enum.StrEnum):
@@ -26,6 +40,7 @@ class Refused(enum.StrEnum):
     CLUSTER = "wrong-cluster"
     INCARNATION = "wrong-incarnation"
     NODE_ID = "node-id-taken"
+    REMOVED = "removed"
 
 
 def cluster_id_of(node_ids: Iterable[str], cluster_name: str) -> str:
@@ -40,10 +55,25 @@ def cluster_id_of(node_ids: Iterable[str], cluster_name: str) -> str:
 class Admission:
     """The answers to "who are you" and "may I come in"."""
 
-    def __init__(self, identity: Identity, membership: Membership) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        membership: Membership,
+        applied_index: int = 0,
+        attributes: Mapping[str, str] | None = None,
+    ) -> None:
         self._identity = identity
+        self._attributes = dict(attributes or {})
         self.membership = membership
         """The applied configuration: set anew whenever one is applied."""
+        self.applied_index = applied_index
+        """Up to where of the log the membership is known."""
+        # Up to where it was known at the start, and had this node in it. A node that was named before it came is bound
+        # later than it is a member.
+        self._member_as_of = applied_index if identity.node_id in membership.members else 0
+        # Node id -> what it said of itself last: a member that comes under another address is dialed there at once,
+        # and the leader has it recorded.
+        self._hellos: dict[str, Hello] = {}
         # Node id -> (log index at which it is bound, as it says, and incarnation), as told in a handshake since this
         # peer started. Not yet bound ones (at 0) count too: a peer that loses its disk before it is bound must not come
         # back as another.
@@ -79,8 +109,9 @@ class Admission:
             cluster_id=self._identity.cluster_id,
             node_id=self._identity.node_id,
             incarnation=self._identity.incarnation,
-            bound_index=record.bound_index if bound and record is not None else 0,
+            bound_index=record.bound_index if bound and record is not None else self._member_as_of,
             address=self._identity.address,
+            attributes=self._attributes,
         )
 
     def admit(self, hello: Hello) -> str | None:
@@ -88,7 +119,13 @@ class Admission:
         reason = self._refusal(hello)
         if reason is None:
             self._told[hello.node_id] = (hello.bound_index, hello.incarnation)
+            self._hellos[hello.node_id] = hello
         return reason
+
+    def known_incarnation(self, node_id: str) -> str:
+        """The incarnation that counts for the node, bound or only told so far; empty when there is none."""
+        bound = self._bound(node_id)
+        return bound[1] if bound is not None else self._told.get(node_id, (0, ""))[1]
 
     def _refusal(self, hello: Hello) -> str | None:
         node_id, own = hello.node_id, self._identity
@@ -101,6 +138,11 @@ class Admission:
             if hello.incarnation == own.incarnation:
                 return f"{Refused.NODE_ID}: {node_id!r} reached itself: check members= for a wrong address"
             return f"{Refused.NODE_ID}: another process runs as {node_id!r} in this cluster: give each its own node id"
+        if node_id not in self.membership.ids and hello.bound_index <= self.applied_index:
+            return (
+                f"{Refused.REMOVED}: {node_id!r} is no member of this cluster as of entry {self.applied_index}:"
+                " it may join anew, with an empty data_dir and join="
+            )
         bound = self._bound(node_id)
         if bound is not None:
             known = hello.incarnation if hello.bound_index > bound[0] else bound[1]
@@ -114,11 +156,31 @@ class Admission:
             )
         return None
 
-    def unbound(self) -> MembershipChange | None:
-        """The change that binds the incarnations told by members that have none bound yet; None when there are none."""
-        changes = tuple(
-            MemberChange(ChangeKind.UPDATE, node_id, incarnation=self._told[node_id][1])
-            for node_id, record in self.membership.members.items()
-            if not record.incarnation and node_id in self._told
-        )
-        return MembershipChange(changes) if changes else None
+    def unrecorded(self) -> MembershipChange | None:
+        """The change that records what members tell of themselves; None when all of it is recorded.
+
+        It binds the incarnations of those that have none bound yet, and follows addresses and attributes.
+        """
+        changes = []
+        for node_id, record in self.membership.members.items():
+            if node_id == self._identity.node_id:
+                hello = self.hello()
+            elif node_id in self._hellos:
+                hello = self._hellos[node_id]
+            else:
+                continue
+            known = record.incarnation or self._told[node_id][1]
+            if hello.incarnation != known:
+                continue
+            granted = {name: value for name, value in record.attributes.items() if name in GRANTED}
+            attributes = {**hello.attributes, **granted}
+            change = MemberChange(
+                ChangeKind.UPDATE,
+                node_id,
+                address=hello.address if hello.address and hello.address != record.address else None,
+                incarnation=None if record.incarnation else known,
+                attributes=attributes if attributes != dict(record.attributes) else None,
+            )
+            if (change.address, change.incarnation, change.attributes) != (None, None, None):
+                changes.append(change)
+        return MembershipChange(tuple(changes)) if changes else None

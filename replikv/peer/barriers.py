@@ -48,7 +48,17 @@ class Barriers:
         """Wait until this peer's replica is as fresh as the cluster was at the call. The driver must be woken."""
         waiter = Waiter(trio.lowlevel.current_task(), deadline)
         self._waiting.append(waiter)
+        await self._sleep(waiter)
 
+    async def wait_applied(self, index: int, deadline: float) -> None:
+        """Wait until the entry at ``index`` is applied here. The driver must be woken."""
+        waiter = Waiter(trio.lowlevel.current_task(), deadline)
+        self._context += 1
+        heapq.heappush(self._confirmed, (index, self._context, [waiter]))
+        await self._sleep(waiter)
+
+    @staticmethod
+    async def _sleep(waiter: Waiter) -> None:
         def abort(_: object) -> trio.lowlevel.Abort:
             waiter.task = None
             return trio.lowlevel.Abort.SUCCEEDED

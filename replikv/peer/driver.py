@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import math
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import structlog
 import trio
 
-from replikv.errors import InternalError, UnavailableError
+from replikv.errors import ClusterClosedError, InternalError, UnavailableError
 from replikv.machine.commands import encode_compact
 from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
+from replikv.peer.lease_clock import LeaseClock
 from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import (
@@ -35,8 +37,9 @@ from replikv.peer.protocol import (
     encode_message,
     encode_refusal,
 )
-from replikv.peer.snapshots import SnapshotTaker, compactable_index
-from replikv.peer.transfers import ReceivedSnapshot
+from replikv.peer.snapshot_receiver import ReceivedSnapshot
+from replikv.peer.snapshots import SnapshotTaker, compactable_index, keepable_index
+from replikv.peer.steward import Steward
 from replikv.raft.core import ProposalDroppedError
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import Membership
@@ -48,6 +51,9 @@ from replikv.storage.base import Storage
 from replikv.transport.base import Transport
 
 __all__ = ["Driver"]
+
+CHANGES_REMEMBERED = 16
+"""Changes of the membership whose place in the log is remembered: one is under way at a time."""
 
 FORWARDED_REMEMBERED = 1024
 """Forwarded batches whose numbers are remembered."""
@@ -77,9 +83,11 @@ class Driver:
         replica: Replica,
         admission: Admission,
         proposals: Proposals,
-        randomness: random.Random,
+        barriers: Barriers,
+        listeners: list[Callable[[], None]],
         send_snapshot: Callable[[str, int, int], None],
-        membership_changed: Callable[[Membership], None],
+        membership_applied: Callable[[Membership], None],
+        randomness: random.Random,
     ) -> None:
         self.node_id = node_id
         self.settings = settings
@@ -87,7 +95,8 @@ class Driver:
         self.replica = replica
         self.admission = admission
         self.proposals = proposals
-        self.barriers = Barriers(randomness.getrandbits(62))
+        self.barriers = barriers
+        self.steward = Steward(node, admission, settings)
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
         self.taker = SnapshotTaker(
@@ -95,20 +104,28 @@ class Driver:
         )
         snapshot = storage.image.snapshot()
         self.applier = Applier(replica, snapshot.index, snapshot.term, self.proposals.applied, self._apply_membership)
-        self.listeners: list[Callable[[], None]] = []
+        self.listeners = listeners
         """Called after commands were applied or a snapshot was installed."""
         self.leader_changed = trio.Event()
         """Set, and replaced by a new one, whenever the leader or the term has changed."""
+        self.membership_changed = trio.Event()
+        """Set, and replaced by a new one, whenever a change of the membership was applied, or the leader or the term.
+        """
+        self.applied_changes: deque[tuple[int, int]] = deque(maxlen=CHANGES_REMEMBERED)
+        """(index, term) of the last changes of the membership that were applied."""
         self.snapshot_ended = trio.Event()
         """Set, and replaced by a new one, whenever a snapshot was taken or received, or came to nothing."""
         self.snapshot_wanted = False
         """Whether to take a snapshot at the next chance, due or not."""
+        self.ended = False
+        """Whether there are no more turns."""
         self.ticks = 0
         self._storage = storage
         self._image = storage.image
         self._transport = transport
         self._send_snapshot = send_snapshot
-        self._membership_changed = membership_changed
+        self._membership_applied = membership_applied
+        self._clock = LeaseClock(settings.heartbeat_interval_s)
         self._woken = trio.Event()
         # -- the inbox --
         self._frames: list[tuple[str, bytes]] = []
@@ -132,8 +149,6 @@ class Driver:
         # What was applied since the last snapshot was begun.
         self._log_bytes = 0
         self._log_entries = 0
-        # Node id -> the tick of its last frame: a connection may be up and nobody at its other end.
-        self._heard: dict[str, int] = {}
         # (term, leader) as of the last turn.
         self._route = (node.raft.term, node.raft.leader)
         self._role = node.raft.role
@@ -197,8 +212,18 @@ class Driver:
             self._woken = trio.Event()
             self._turn()
 
+    def end(self) -> None:
+        """There are no more turns: wake whoever waits for what they would bring."""
+        self.ended = True
+        self.leader_changed.set()
+        self.membership_changed.set()
+        self.snapshot_ended.set()
+
     def _turn(self) -> None:
         commit_untold = self.node.commit_untold
+        if self.settings.lease_reads:
+            # Everything that is taken in this turn has arrived before this look at the clock.
+            self.node.tell_time(self._clock.now())
         self._take_frames()
         self._take_received_snapshots()
         if self._ticks_due:
@@ -216,8 +241,9 @@ class Driver:
 
     def _take_frames(self) -> None:
         frames, self._frames = self._frames, []
+        heard = self.steward.heard
         for sender, frame in frames:
-            self._heard[sender] = self.ticks
+            heard[sender] = self.ticks
             try:
                 content = decode(frame, sender, self.node_id)
             except MalformedFrameError as exc:
@@ -245,7 +271,9 @@ class Driver:
         for batch in [number for number, (ticks, _) in self._outstanding.items() if ticks < overdue]:
             del self._outstanding[batch]
         if self.node.raft.role is Role.LEADER:
-            self._bind_incarnations()
+            self.steward.tick(self.ticks)
+            if self.persister.full:
+                self.node.transfer_leadership(self.node.successor())  # one with room can go on
         self.replica.keyspace.trim(TRIMMED_PER_TICK)
 
     def _note_route(self) -> None:
@@ -266,6 +294,7 @@ class Driver:
             self._hand_all_again()
             changed, self.leader_changed = self.leader_changed, trio.Event()
             changed.set()
+            self._tell_membership_changed()
 
     def _hand_all_again(self) -> None:
         self.proposals.hand_all_again()
@@ -384,17 +413,6 @@ class Driver:
 
         return Batch(pack_commands([command]), dropped)
 
-    def _bind_incarnations(self) -> None:
-        raft = self.node.raft
-        if raft.pending_membership_index > raft.log.applied or raft.log.committed < raft.pending_membership_index:
-            return
-        change = self.admission.unbound()
-        if change is not None:
-            try:
-                self.node.propose_membership(change)
-            except ProposalDroppedError:
-                return
-
     # -- reads ---------------------------------------------------------------------------------------------------------
 
     def _begin_reads(self) -> None:
@@ -446,6 +464,7 @@ class Driver:
         if self.applier.behind:
             done = self.applier.apply(trio.current_time() + self.settings.apply_slice_s, trio.current_time)
             self.node.applied(done)
+            self.admission.applied_index = self.applier.index
             if self.proposals.crowded:
                 self.proposals.crowded = False
                 self._hold_until_ticks = self.ticks + 1
@@ -461,6 +480,7 @@ class Driver:
 
     def _apply_membership(self, entry: Entry) -> None:
         self._set_membership(self.node.apply_membership(entry))
+        self.applied_changes.append((entry.index, entry.term))
         self._log.debug("membership", index=entry.index)
 
     def _note_bindings(self, entries: Sequence[Entry]) -> None:
@@ -470,27 +490,67 @@ class Driver:
 
     def _set_membership(self, membership: Membership) -> None:
         self.admission.membership = membership
-        self._membership_changed(membership)
+        self._membership_applied(membership)
+        self._tell_membership_changed()
+
+    def _tell_membership_changed(self) -> None:
+        changed, self.membership_changed = self.membership_changed, trio.Event()
+        changed.set()
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
     def _begin_snapshot(self) -> None:
         if not self.applier.at_boundary or self.taker.busy or self._installing is not None:
             return
-        if self.snapshot_wanted or self.taker.due(self._log_bytes, self._log_entries):
+        if self.snapshot_wanted or self.node.snapshot_wanted or self.taker.due(self._log_bytes, self._log_entries):
             self.snapshot_wanted = False
             self._log_bytes = self._log_entries = 0
             metadata = SnapshotMetadata(self.applier.index, self.applier.term, self.admission.membership)
             self.taker.begin(metadata, self.replica.snapshot())
 
+    async def take_snapshot(self, index: int) -> None:
+        """Return when there is a durable snapshot at ``index`` or later. Cancelling does not undo it.
+
+        Raises StorageError when there is no room, ClusterClosedError when the driver has ended.
+        """
+        while self._image.snapshot().index < index:
+            if self.ended:
+                raise ClusterClosedError(f"{self.node_id} was closed before the snapshot was taken")
+            self.snapshot_wanted = True
+            self.wake()
+            await self.snapshot_ended.wait()
+            if self.taker.failure is not None:
+                raise self.taker.failure
+
+    def restored(self) -> None:
+        """The replica was rebuilt from the newest snapshot: commands of ours that came with it are answered."""
+        self.proposals.find_in(self.replica.sessions)
+        for listener in self.listeners:
+            listener()
+
     def _snapshot_taken(self, metadata: SnapshotMetadata) -> None:
         if metadata.index <= self._image.snapshot().index:
             return  # one that was received meanwhile is newer
         self._image.record_snapshot(metadata)
-        index = compactable_index(self._image, self.settings)
+        index = self._needed_by_followers(compactable_index(self._image, self.settings))
         if index >= self._image.first_index():
             self._image.compact(index)
             self.persister.release(index)
+
+    def _needed_by_followers(self, index: int) -> int:
+        """Up to where the log may go, ``index`` at the most, when followers that are there still need what comes next:
+        who is being sent a snapshot has to find the log where that ends. Bounded by ``settings.catch_up_log_bytes``.
+        """
+        raft = self.node.raft
+        if raft.role is not Role.LEADER:
+            return index
+        lately = self.ticks - self.settings.election_ticks
+        needed = [
+            max(progress.match, progress.pending_snapshot)
+            for node_id, progress in raft.tracker.progress.items()
+            if node_id != self.node_id and self.steward.heard.get(node_id, 0) >= lately
+        ]
+        return keepable_index(self._image, min(needed, default=index), index, self.settings)
 
     def _tell_snapshot_ended(self) -> None:
         ended, self.snapshot_ended = self.snapshot_ended, trio.Event()
@@ -514,6 +574,7 @@ class Driver:
             raise InternalError(f"a snapshot at {metadata.index} is in the log, but its state is not at hand")
         installing.restorer.finish()
         self.applier.installed(metadata.index, metadata.term)
+        self.admission.applied_index = metadata.index
         self.node.installed(metadata.index)
         self._set_membership(metadata.membership)
         self._log_bytes = self._log_entries = 0
@@ -568,7 +629,7 @@ class Driver:
         absent = []
         for node_id in sorted(self.admission.membership.voters - {self.node_id}):
             connected = node_id in statistics and bool(statistics[node_id]["connected"])
-            silent = not following and self._heard.get(node_id, 0) < silent_before
+            silent = not following and self.steward.heard.get(node_id, 0) < silent_before
             if silent or not connected:
                 absent.append(node_id)
         return absent

@@ -1,11 +1,11 @@
-"""One peer: its parts wired together, started and stopped."""
+"""One peer: joined, started, stopped, and what the floors above ask of it."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine
-from types import MappingProxyType
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
 import structlog
@@ -15,31 +15,46 @@ from replikv.errors import (
     ClusterClosedError,
     ConfigurationError,
     NotLeaderError,
+    RemovedError,
+    ReplikvError,
     UnavailableError,
     WrongClusterError,
 )
 from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
-from replikv.peer.admission import Admission, Refused
+from replikv.peer.admission import LEARNER, STORAGE, VERSION, VOLATILE, ZONE, Refused
+from replikv.peer.barriers import Barriers
 from replikv.peer.driver import Driver
-from replikv.peer.persister import Persister
+from replikv.peer.failures import sole_error
+from replikv.peer.joiner import Joiner, serve_joiner
+from replikv.peer.life import Life
 from replikv.peer.proposals import Proposals
+from replikv.peer.protocol import MalformedFrameError, SnapshotHeader, decode
+from replikv.peer.requests import is_request
+from replikv.peer.snapshot_stream import TransferError
 from replikv.peer.snapshots import blocking
-from replikv.peer.status import Member, Progress, Status
-from replikv.peer.transfers import SnapshotReceiver, SnapshotSender
-from replikv.raft.core import Config
-from replikv.raft.entries import NO_NODE, EntryKind
-from replikv.raft.membership import Membership
-from replikv.raft.node import RawNode
+from replikv.peer.status import Status, status_of
+from replikv.raft.membership import MemberChange
 from replikv.raft.roles import Role
 from replikv.settings import Settings
-from replikv.storage.base import Storage
+from replikv.storage.base import Identity, Storage, StorageFullError
+from replikv.storage.memory import VolatileStorage
 from replikv.transport.base import Channel, Hello, Transport
 
-__all__ = ["Peer", "is_cancellation", "sole_error"]
+__all__ = ["Joining", "Peer"]
 
-RESTORE_SLICE_S = 0.005
-"""How long a replica is rebuilt from disk before other tasks get their turn."""
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Joining:
+    """How a peer without a state of its own is to join a cluster that runs."""
+
+    node_id: str
+    address: str
+    listen: str
+    members: Sequence[str] = ()
+    """Addresses of members to ask."""
+    learner: bool = False
+    """Whether it is never to vote."""
 
 
 class Peer:
@@ -52,64 +67,112 @@ class Peer:
         settings: Settings,
         *,
         listen: str,
+        joining: Joining | None = None,
         machine: StateMachine | None = None,
+        version: str = "",
         randomness: random.Random | None = None,
     ) -> None:
-        if storage.identity is None:
-            raise ConfigurationError("the storage has no identity: initialize it first")
-        self.identity = storage.identity
         self.settings = settings
         self.replica = Replica(machine)
         self._storage = storage
         self._transport = transport
         self._listen = listen
+        self._joining = joining
         self._random = randomness or random.Random()  # noqa: S311  # timeouts and nonces, no secrets
-        membership = storage.image.snapshot().membership
-        self._admission = Admission(self.identity, membership)
-        image = storage.image
-        for entry in image.entries(image.first_index(), image.last_index() + 1):
-            if entry.kind == EntryKind.MEMBERSHIP:
-                self._admission.note(entry)
-        # Set before the transport calls us, and for good.
-        self._driver: Driver
-        self._persister: Persister | None = None
-        # None unless the peer is running.
+        attributes = {
+            ZONE: settings.zone,
+            VERSION: version,
+            STORAGE: VOLATILE if isinstance(storage, VolatileStorage) else "",
+        }
+        self._attributes = {name: value for name, value in attributes.items() if value}
+        self.node_id = node_id = joining.node_id if joining is not None else own_identity(storage).node_id
+        # What outlives a life: who waits for an answer, and who listens.
+        self._proposals = Proposals(node_id, settings.proposals_max, self._random)
+        self._barriers = Barriers(self._random.getrandbits(62))
+        self._listeners: list[Callable[[], None]] = []
+        # None until there is an identity to live under.
+        self._life: Life | None = None if storage.identity is None else self._begin_life()
+        self._joiner: Joiner | None = None
+        # Tasks of the store's run here. None unless the peer is open.
         self._nursery: trio.Nursery | None = None
-        self._sender = SnapshotSender(storage, transport, settings, self._snapshot_sent)
-        self._receiver: SnapshotReceiver
-        # The sentence of whoever will not have us back, and that there is one.
-        self._refusal = ""
+        # Set when another peer's refusal ends this life: why.
+        self._refusal: ReplikvError | None = None
         self._refused = trio.Event()
-        self._log = structlog.get_logger(component="peer").bind(node=self.identity.node_id)
+        self._log = structlog.get_logger(component="peer").bind(node=node_id)
+
+    @property
+    def identity(self) -> Identity:
+        """Who this peer is. Raises ClusterClosedError before it is a member of anything."""
+        return self._alive.identity
+
+    @property
+    def _alive(self) -> Life:
+        if self._life is None:
+            raise self._closed_error()
+        return self._life
+
+    @property
+    def _driver(self) -> Driver:
+        return self._alive.driver
+
+    def _begin_life(self) -> Life:
+        return Life(
+            self._storage,
+            self._transport,
+            self.settings,
+            self.replica,
+            attributes=self._attributes,
+            proposals=self._proposals,
+            barriers=self._barriers,
+            listeners=self._listeners,
+            randomness=self._random,
+        )
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Be a peer until cancelled; started once the replica is rebuilt from disk and the transport listens.
+        """Be a peer until cancelled; started once it is a member, has its state back, and the transport listens.
 
         On the way out a leader hands leadership over, and everything that is queued for the disk is written and the
         storage is closed. Tasks that still wait for an answer get ClusterClosedError; those whose command was handed
         over, OutcomeUnknownError.
 
-        Raises what made the peer fail: StorageError, WrongClusterError, OSError of the address to bind, InternalError.
+        Raises what made the peer fail: StorageError, WrongClusterError, RemovedError, OSError of the address to bind,
+        InternalError.
         """
         try:
-            await self._restore()
-            await self._run_parts(task_status)
+            if self._joining is not None and self._life is None:
+                await self._join(self._joining, self._joining.members)
+            await self._alive.restore()
+            await self._run_open(task_status)
         except BaseExceptionGroup as group:
             raise sole_error(group) from None
         finally:
             await self._close_storage()
 
     async def _close_storage(self) -> None:
-        if self._persister is not None and self._persister.abandoned:
-            # The thread is still inside the storage: it keeps the directory locked until it, or the process, ends.
-            self._log.error("disk hangs", seconds=self.settings.shutdown_timeout_s)
+        if self._life is not None:
+            await self._life.close_storage()
             return
         with trio.CancelScope(shield=True):
             await blocking(self._storage, self._storage.close)
 
-    async def _run_parts(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _join(self, joining: Joining, members: Sequence[str]) -> None:
+        attributes = {**self._attributes, **({LEARNER: "always"} if joining.learner else {})}
+        self._joiner = Joiner(
+            self._transport,
+            self.settings,
+            node_id=joining.node_id,
+            address=joining.address,
+            listen=joining.listen,
+            attributes=attributes,
+            cluster_id=self._life.identity.cluster_id if self._life is not None else "",
+        )
+        await self._joiner.join(self._storage, members)
+        self._joiner = None
+        self._life = self._begin_life()
+
+    async def _run_open(self, task_status: trio.TaskStatus[None]) -> None:
         """Run until cancelled, then hand leadership over while all parts still run, and only then end them."""
         scope = trio.CancelScope()
         async with trio.open_nursery() as nursery:
@@ -119,141 +182,76 @@ class Peer:
                 await trio.sleep_forever()
             finally:
                 with trio.CancelScope(shield=True):
-                    await self._hand_leadership_over()
+                    await self._alive.hand_leadership_over()
                 scope.cancel()
 
-    @property
-    def _running(self) -> bool:
-        return self._nursery is not None
-
-    async def _hand_leadership_over(self) -> None:
-        """Spare the others an election timeout. Gives up after ``shutdown_timeout_s``, or when a part has failed."""
-        node, driver = self._driver.node, self._driver
-        if not self._running or node.raft.role is not Role.LEADER:
-            return
-        successor = node.successor()
-        if not node.transfer_leadership(successor):
-            return
-        driver.wake()
-        with trio.move_on_after(min(self.settings.shutdown_timeout_s, self.settings.election_timeout_s)):
-            while node.raft.leader in (NO_NODE, self.identity.node_id) and self._running:
-                await driver.leader_changed.wait()
-
     async def _run_in(self, scope: trio.CancelScope, *, task_status: trio.TaskStatus[None]) -> None:
-        driver = self._driver
         with scope:
-            await self._run_nursery(driver, scope, task_status)
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                try:
+                    await nursery.start(self._live)
+                    await nursery.start(self._run_transport)
+                    # A cancellation that has come already is on its way to the parts: too late to hold it off.
+                    if trio.current_effective_deadline() > -math.inf:
+                        scope.shield = True
+                    task_status.started()
+                    await trio.sleep_forever()
+                finally:
+                    self._nursery = None
+                    self._alive.fail_waiting(self._closed_error)
 
-    async def _run_nursery(self, driver: Driver, scope: trio.CancelScope, task_status: trio.TaskStatus[None]) -> None:
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            try:
-                await nursery.start(driver.persister.run)
-                nursery.start_soon(driver.run)
-                nursery.start_soon(driver.taker.run)
-                nursery.start_soon(self._tick)
-                nursery.start_soon(self._fail_when_refused)
-                self._set_peers(self._admission.membership)
-                await nursery.start(self._run_transport)
-                if self._admission.membership.voters == {self.identity.node_id}:
-                    driver.node.campaign()  # nobody else can lead: why wait for him
-                driver.wake()
-                # A cancellation that has come already is on its way to the parts: too late to hold it off.
-                if trio.current_effective_deadline() > -math.inf:
-                    scope.shield = True
+    async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Life after life: one, unless a peer without a disk comes back to a cluster that knew it."""
+        while True:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(self._alive.run)
                 task_status.started()
-                await trio.sleep_forever()
-            finally:
-                self._nursery = None
-                driver.proposals.fail_all(self._closed_error, "the cluster was closed before an answer came")
-                driver.barriers.fail_all(self._closed_error)
-                driver.leader_changed.set()
-                driver.snapshot_ended.set()
+                task_status = trio.TASK_STATUS_IGNORED
+                await self._refused.wait()
+                if self._refusal is not None:
+                    raise self._refusal
+                nursery.cancel_scope.cancel()
+            await self._join_anew()
 
-    async def _restore(self) -> None:
-        """Rebuild the replica from the newest snapshot, a slice at a time, and put the parts together."""
-        image = self._storage.image
-        snapshot = image.snapshot()
-        if snapshot.index > 0:
-            await self._restore_replica(snapshot.index)
-        self._driver = Driver(
-            node_id=self.identity.node_id,
-            settings=self.settings,
-            node=RawNode(self._config(snapshot.index), image, self._random),
-            storage=self._storage,
-            transport=self._transport,
-            replica=self.replica,
-            admission=self._admission,
-            proposals=Proposals(self.identity.node_id, self.settings.proposals_max, self._random),
-            randomness=self._random,
-            send_snapshot=self._send_snapshot,
-            membership_changed=self._set_peers,
-        )
-        self._persister = self._driver.persister
-        self._receiver = SnapshotReceiver(self._storage, self.replica, self._driver.snapshot_lock, self._driver.install)
-
-    async def _restore_replica(self, index: int) -> None:
-        restorer = self.replica.restorer()
-        with self._storage.open_snapshot(index) as (_, chunks):
-            slice_end = trio.current_time() + RESTORE_SLICE_S
-            for chunk in chunks:
-                restorer.feed(chunk)
-                if trio.current_time() >= slice_end:
-                    await trio.lowlevel.checkpoint()
-                    slice_end = trio.current_time() + RESTORE_SLICE_S
-        restorer.finish()
-
-    def _config(self, applied: int) -> Config:
-        settings = self.settings
-        return Config(
-            node_id=self.identity.node_id,
-            election_ticks=settings.election_ticks,
-            pre_vote=True,
-            check_quorum=True,
-            message_bytes_max=settings.message_bytes_max,
-            uncommitted_bytes_max=settings.uncommitted_bytes_max,
-            commit_rides_along=True,
-            inflight_messages_max=settings.inflight_messages_max,
-            inflight_bytes_max=settings.inflight_bytes_max,
-            applied=applied,
-        )
+    async def _join_anew(self) -> None:
+        """What this peer knew was lost with the process that it was before: it comes back as a learner."""
+        former = self._alive
+        identity = former.identity
+        self._log.warning("joining anew", reason="the cluster knows this peer from before it lost its state")
+        self._storage = VolatileStorage()
+        joining = Joining(node_id=identity.node_id, address=identity.address, listen=identity.listen)
+        members = [record.address for node_id, record in former.admission.membership.members.items()]
+        await self._join(joining, [address for address in members if address != identity.address])
+        self._refused = trio.Event()
+        await self._alive.restore()
 
     async def _run_transport(self, *, task_status: trio.TaskStatus[str]) -> None:
         await self._transport.run(
-            self, listen=self._listen or self.identity.node_id, settings=self.settings, task_status=task_status
+            self, listen=self._listen or self.node_id, settings=self.settings, task_status=task_status
         )
-
-    async def _tick(self) -> None:
-        while True:
-            await trio.sleep(self.settings.heartbeat_interval_s)
-            self._driver.tick()
-
-    async def _fail_when_refused(self) -> None:
-        await self._refused.wait()
-        raise WrongClusterError(self._refusal)
-
-    def _set_peers(self, membership: Membership) -> None:
-        for node_id, record in membership.members.items():
-            if node_id != self.identity.node_id:
-                self._transport.set_peer(node_id, record.address)
 
     # -- the transport's receiver --------------------------------------------------------------------------------------
 
     def hello(self) -> Hello:
         """As :meth:`Receiver.hello`."""
-        return self._admission.hello()
+        return self._alive.admission.hello()
 
     def admit(self, hello: Hello) -> str | None:
         """As :meth:`Receiver.admit`."""
-        reason = self._admission.admit(hello)
+        life = self._alive
+        reason = life.admission.admit(hello)
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
+        else:
+            life.moved(hello.node_id, hello.address)
         return reason
 
     def receive(self, node_id: str, frame: bytes) -> None:
         """As :meth:`Receiver.receive`. Who was admitted before the log knew better is not listened to any more."""
-        if not self._admission.contradicted(node_id):
-            self._driver.receive(node_id, frame)
+        life = self._alive
+        if life.running and not life.admission.contradicted(node_id):
+            life.driver.receive(node_id, frame)
 
     def connected(self, node_id: str) -> None:
         """As :meth:`Receiver.connected`."""
@@ -264,22 +262,46 @@ class Peer:
         self._driver.disconnected(node_id)
 
     def refused(self, node_id: str, reason: str) -> None:
-        """As :meth:`Receiver.refused`. A lost disk is the end of this peer; anything else may mend itself."""
+        """As :meth:`Receiver.refused`. To be removed, or to have lost one's disk, is the end of this life; anything
+        else may mend itself.
+        """
         self._log.warning("refused", peer=node_id, reason=reason)
-        if reason.startswith(Refused.INCARNATION) and not self._refused.is_set():
-            self._refusal = f"{node_id} refused {self.identity.node_id}: {reason}"
+        life = self._alive
+        life.refusals[node_id] = reason
+        if self._refused.is_set() or not life.running:
+            return
+        sentence = f"{node_id} refused {self.node_id}: {reason}"
+        if reason.startswith(Refused.REMOVED):
+            self._refusal = RemovedError(sentence)
+            self._refused.set()
+        # A refusal of the incarnation that this peer had in its last life may come late.
+        elif reason.startswith(Refused.INCARNATION) and life.identity.incarnation[:8] in reason:
+            if not isinstance(self._storage, VolatileStorage):
+                self._refusal = WrongClusterError(sentence)
             self._refused.set()
 
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
-        """As :meth:`Receiver.serve_channel`: a snapshot comes in."""
-        await self._receiver.receive(node_id, channel, self.identity.node_id)
+        """As :meth:`Receiver.serve_channel`: a snapshot comes in, or somebody asks something."""
+        life = self._alive
+        frame = await channel.receive()
+        if is_request(frame):
+            await life.reconfigurator.serve(node_id, channel, frame)
+            return
+        try:
+            header = decode(frame, node_id, self.node_id)
+        except MalformedFrameError:
+            return
+        if isinstance(header, SnapshotHeader):
+            await life.receiver.receive(node_id, channel, header)
 
-    def _send_snapshot(self, node_id: str, term: int, index: int) -> None:
-        if self._nursery is not None:
-            self._nursery.start_soon(self._sender.send, node_id, term, index)
-
-    def _snapshot_sent(self, node_id: str, failed: bool) -> None:
-        self._driver.snapshot_sent(node_id, failed)
+    async def serve_stranger(self, hello: Hello, channel: Channel) -> None:
+        """As :meth:`Receiver.serve_stranger`: a newcomer asks to join."""
+        life = self._alive
+        self._log.info("asked to join", newcomer=hello.node_id, address=hello.address)
+        try:
+            await serve_joiner(channel, life.reconfigurator, life.driver.deadline(), life.send_first_snapshot)
+        except (UnavailableError, StorageFullError, ClusterClosedError, TransferError) as exc:
+            self._log.info("newcomer not served", newcomer=hello.node_id, reason=str(exc))
 
     # -- the store's replicator ----------------------------------------------------------------------------------------
 
@@ -290,7 +312,7 @@ class Peer:
 
     def _closed_error(self) -> ClusterClosedError:
         return ClusterClosedError(
-            f"the cluster of {self.identity.node_id} is not open:"
+            f"the cluster of {self.node_id} is not open:"
             " use it inside its 'async with' block, or while its run() is running"
         )
 
@@ -312,11 +334,11 @@ class Peer:
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """As :meth:`Replicator.add_listener`."""
-        self._driver.listeners.append(listener)
+        self._listeners.append(listener)
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
         """As :meth:`Replicator.remove_listener`."""
-        self._driver.listeners.remove(listener)
+        self._listeners.remove(listener)
 
     def start_soon(self, task: Callable[[], Awaitable[None]], name: str) -> None:
         """As :meth:`Replicator.start_soon`."""
@@ -350,7 +372,7 @@ class Peer:
             raise ConfigurationError(f"{to!r} is no voter of this cluster: {sorted(node.raft.membership.voters)} are")
         if to is None and node.raft.role is not Role.LEADER:
             leader = node.raft.leader or None
-            raise NotLeaderError(f"{self.identity.node_id} does not lead: name the successor, or ask {leader}", leader)
+            raise NotLeaderError(f"{self.node_id} does not lead: name the successor, or ask {leader}", leader)
         successor = to or node.successor()
         if node.raft.leader != successor:
             if not successor or not node.transfer_leadership(successor):
@@ -372,67 +394,24 @@ class Peer:
         """
         self.check_open()
         driver = self._driver
-        wanted = driver.applier.index
         driver.snapshot_wanted = True
         driver.wake()
-        while self._storage.image.snapshot().index < wanted:
-            await driver.snapshot_ended.wait()
-            self.check_open()
-            if driver.taker.failure is not None:
-                raise driver.taker.failure
+        await driver.take_snapshot(driver.applier.index)
         await trio.lowlevel.checkpoint()
 
     def status(self) -> Status:
         """What this peer knows at this moment."""
         self.check_open()
-        driver = self._driver
-        raft = driver.node.raft
-        membership = self._admission.membership
-        leading = raft.role is Role.LEADER
-        return Status(
-            node_id=self.identity.node_id,
-            cluster_id=self.identity.cluster_id,
-            role=str(raft.role),
-            term=raft.term,
-            leader=raft.leader or None,
-            commit_index=raft.log.committed,
-            applied_index=driver.applier.index,
-            first_index=raft.log.first_index(),
-            last_index=raft.log.last_index(),
-            members=MappingProxyType(
-                {
-                    node_id: Member(record.address, "voter" if membership.is_voter(node_id) else "learner")
-                    for node_id, record in membership.members.items()
-                }
-            ),
-            progress=MappingProxyType(
-                {
-                    node_id: Progress(
-                        progress.match, progress.next, progress.state.name.lower(), progress.recent_active
-                    )
-                    for node_id, progress in raft.tracker.progress.items()
-                    if leading and node_id != self.identity.node_id
-                }
-            ),
-        )
+        return status_of(self.identity, self._driver)
+
+    async def change_membership(self, changes: Sequence[MemberChange], *, forced: bool) -> None:
+        """As :meth:`Cluster.change_members`."""
+        self.check_open()
+        await self._alive.reconfigurator.change(changes, forced=forced)
 
 
-def sole_error(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The one error of a group that is no cancellation; the group if there are several, a cancellation if none."""
-    errors = leaves(group)
-    failures = [error for error in errors if not isinstance(error, trio.Cancelled)]
-    if len(failures) > 1:
-        return group
-    return failures[0] if failures else errors[0]
-
-
-def is_cancellation(error: BaseException) -> bool:
-    """Whether there is nothing but cancellations in it."""
-    return all(isinstance(leaf, trio.Cancelled) for leaf in leaves(error))
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    """The errors in a group, however deep."""
-    if not isinstance(error, BaseExceptionGroup):
-        return [error]
-    return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+def own_identity(storage: Storage) -> Identity:
+    """Whose storage it is. Raises ConfigurationError when it is nobody's."""
+    if storage.identity is None:
+        raise ConfigurationError("the storage has no identity: initialize it first, or let it join")
+    return storage.identity

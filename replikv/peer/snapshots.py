@@ -16,7 +16,7 @@ from replikv.storage.base import SnapshotWriter, Storage, StorageFullError
 
 T = TypeVar("T")
 
-__all__ = ["SnapshotTaker", "blocking", "chunks_in_slices", "compactable_index", "write_all"]
+__all__ = ["SnapshotTaker", "blocking", "chunks_in_slices", "compactable_index", "keepable_index", "write_all"]
 
 SLICE_S = 0.002
 """How long chunks are encoded before other tasks get their turn."""
@@ -150,3 +150,19 @@ def compactable_index(image: MemoryStorage, settings: Settings) -> int:
             break
         index -= 1
     return index
+
+
+def keepable_index(image: MemoryStorage, needed: int, index: int, settings: Settings) -> int:
+    """Up to where the log may go, ``index`` at the most, when what comes after ``needed`` is still wanted.
+
+    No more is kept for it than ``settings.catch_up_log_bytes``, and as many entries as a snapshot is due after.
+    """
+    low = max(image.first_index() - 1, needed, index - settings.snapshot_log_entries)
+    if low >= index:
+        return index
+    kept_bytes = 0
+    for entry in reversed(image.entries(low + 1, index + 1)):
+        kept_bytes += entry.size
+        if kept_bytes > settings.catch_up_log_bytes:
+            return entry.index
+    return low

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 
-__all__ = ["Member", "Progress", "Status"]
+from replikv.peer.driver import Driver
+from replikv.raft.roles import Role
+from replikv.storage.base import Identity
+
+__all__ = ["Member", "Progress", "Status", "status_of"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -46,3 +51,34 @@ class Status:
     members: Mapping[str, Member]
     progress: Mapping[str, Progress]
     """On the leader, what it knows of each other member; empty elsewhere."""
+
+
+def status_of(identity: Identity, driver: Driver) -> Status:
+    """What the peer knows at this moment."""
+    raft = driver.node.raft
+    membership = driver.admission.membership
+    leading = raft.role is Role.LEADER
+    return Status(
+        node_id=identity.node_id,
+        cluster_id=identity.cluster_id,
+        role=str(raft.role),
+        term=raft.term,
+        leader=raft.leader or None,
+        commit_index=raft.log.committed,
+        applied_index=driver.applier.index,
+        first_index=raft.log.first_index(),
+        last_index=raft.log.last_index(),
+        members=MappingProxyType(
+            {
+                node_id: Member(record.address, "voter" if membership.is_voter(node_id) else "learner")
+                for node_id, record in membership.members.items()
+            }
+        ),
+        progress=MappingProxyType(
+            {
+                node_id: Progress(progress.match, progress.next, progress.state.name.lower(), progress.recent_active)
+                for node_id, progress in raft.tracker.progress.items()
+                if leading and node_id != identity.node_id
+            }
+        ),
+    )

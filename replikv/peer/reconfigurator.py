@@ -1,0 +1,325 @@
+"""Changes of the membership on request: anybody may ask, the leader makes them (thesis 4; rules: raft/changer.py).
+
+A request names a configuration to reach rather than a step to take, so asking twice is harmless: what became of a lost
+answer is found out by asking again. The leader makes one change at a time. It refuses those that would cost the quorum,
+unless they are forced; refuses a second one that an operator asks for meanwhile; and lets newcomers wait in line.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import structlog
+import trio
+
+from replikv.errors import ConfigurationError, OutcomeUnknownError, UnavailableError, WrongClusterError
+from replikv.peer.admission import LEARNER, STORAGE, VOLATILE, Refused
+from replikv.peer.driver import Driver
+from replikv.peer.protocol import MalformedFrameError
+from replikv.peer.requests import (
+    Accepted,
+    Answer,
+    ChangeRequest,
+    Denial,
+    Denied,
+    JoinRequest,
+    Request,
+    decode_answer,
+    decode_request,
+    encode_answer,
+    encode_request,
+)
+from replikv.raft import changer
+from replikv.raft.entries import NO_NODE
+from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange
+from replikv.raft.refusals import InvalidChangeError, ProposalDroppedError
+from replikv.raft.roles import Role
+from replikv.settings import Settings
+from replikv.storage.base import Identity
+from replikv.transport.base import Channel, Transport
+
+__all__ = ["Reconfigurator"]
+
+PATIENCE_TIMEOUTS = 2
+"""Election timeouts for which a change that would cost the quorum is held back rather than refused: who has just joined
+catches up, and who was restarted comes back."""
+
+
+class Reconfigurator:
+    """Asks for changes, and makes them while this peer leads."""
+
+    def __init__(self, identity: Identity, driver: Driver, transport: Transport, settings: Settings) -> None:
+        self._identity = identity
+        self._driver = driver
+        self._transport = transport
+        self._settings = settings
+        # Held while a change is made: others wait in line.
+        self._making = trio.Lock()
+        # Whether one of those was asked for by an operator, who is told rather than made to wait.
+        self._change_requested = False
+        self._log = structlog.get_logger(component="reconfigurator").bind(node=identity.node_id)
+
+    # -- asking --------------------------------------------------------------------------------------------------------
+
+    async def change(self, changes: Sequence[MemberChange], *, forced: bool) -> None:
+        """Have the membership changed; returns once this peer has applied the final configuration.
+
+        Cancelled, the change may happen all the same.
+
+        Raises:
+            ConfigurationError: it makes no sense for this cluster.
+            UnavailableError: surely not done: it would cost the quorum, or another change is under way, or no leader.
+            OutcomeUnknownError: proposed, but not seen done within ``settings.request_timeout_s``.
+        """
+        deadline = self._driver.deadline()
+        answer = await self.ask(ChangeRequest(tuple(changes), forced), deadline)
+        if isinstance(answer, Accepted):
+            await self._driver.barriers.wait_applied(answer.index, deadline)
+            return
+        if answer.denial is Denial.MISTAKE:
+            raise ConfigurationError(answer.reason)
+        if answer.denial is Denial.IDENTITY:
+            raise WrongClusterError(answer.reason)
+        if answer.denial is Denial.UNKNOWN:
+            raise OutcomeUnknownError(answer.reason, (0, 0))
+        raise UnavailableError(answer.reason)
+
+    async def ask(self, request: Request, deadline: float) -> Answer:
+        """The leader's answer, whoever that is by then; ``deadline`` is on trio's clock."""
+        unknown = False
+        reason = ""
+        with trio.move_on_at(deadline):
+            while True:
+                answer = await self._ask_once(request)
+                if isinstance(answer, Accepted) or answer.denial not in (Denial.ELSEWHERE, Denial.UNKNOWN):
+                    return answer
+                reason = answer.reason
+                if answer.denial is Denial.UNKNOWN:
+                    unknown = True
+                    if isinstance(request, ChangeRequest):
+                        request = dataclasses.replace(request, repeated=True)
+                await trio.sleep(self._settings.heartbeat_interval_s)
+        why = f"the membership was not seen changed within {self._settings.request_timeout_s} s: "
+        if unknown:
+            return Denied(
+                Denial.UNKNOWN, f"{why}{reason or self._driver.why()}; it may change yet: look at status().members"
+            )
+        return Denied(Denial.LATER, f"{why}{reason or self._driver.why()}; surely nothing was changed: try again")
+
+    async def _ask_once(self, request: Request) -> Answer:
+        leader = self._driver.node.raft.leader
+        if leader == self._identity.node_id:
+            return await self._make(request)
+        if leader == NO_NODE:
+            return Denied(Denial.ELSEWHERE, self._driver.why())
+        try:
+            channel = await self._transport.open_channel(leader)
+        except OSError as exc:
+            return Denied(Denial.ELSEWHERE, f"{leader} leads, but cannot be asked: {exc}")
+        try:
+            await channel.send(encode_request(request))
+            return decode_answer(await channel.receive())
+        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel, MalformedFrameError):
+            return Denied(Denial.UNKNOWN, f"{leader} was asked, and gave no answer")
+        finally:
+            await channel.aclose()
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    async def serve(self, node_id: str, channel: Channel, frame: bytes) -> None:
+        """Another member asks. Raises trio's resource errors."""
+        try:
+            request = decode_request(frame)
+        except MalformedFrameError as exc:
+            self._log.warning("malformed frame", sender=node_id, reason=str(exc))
+            return
+        await channel.send(encode_answer(await self._make(request)))
+
+    async def _make(self, request: Request) -> Answer:
+        """Do it, if this peer leads; returns once the final configuration is applied here."""
+        if isinstance(request, JoinRequest):
+            async with self._making:
+                return await self._join(request)
+        if self._change_requested:
+            return Denied(
+                Denial.LATER, "another change of the membership is under way: try again when that one is applied"
+            )
+        self._change_requested = True
+        try:
+            async with self._making:
+                return await self._make_change(request)
+        finally:
+            self._change_requested = False
+
+    async def _join(self, request: JoinRequest) -> Answer:
+        driver = self._driver
+        if (denied := self._not_leading()) is not None:
+            return denied
+        membership = driver.node.raft.tracker.membership
+        record = membership.members.get(request.node_id)
+        if record is not None and self._is_known(request):
+            return self._accepted()
+        if (reason := self._taken(request)) is not None:
+            return Denied(Denial.IDENTITY, reason)
+        change = MemberChange(
+            ChangeKind.ADD_LEARNER, request.node_id, request.address, request.incarnation, request.attributes
+        )
+        return await self._make_change(ChangeRequest((change,)))
+
+    def _is_known(self, request: JoinRequest) -> bool:
+        """Whether it is the member of that id: it asked before, or was named before it came."""
+        return self._driver.admission.known_incarnation(request.node_id) in ("", request.incarnation)
+
+    def _taken(self, request: JoinRequest) -> str | None:
+        """Why the newcomer may not have this node id; None if it may."""
+        node_id, own = request.node_id, self._identity
+        if request.cluster_id and request.cluster_id != own.cluster_id:
+            return (
+                f"{Refused.CLUSTER}: {node_id!r} belongs to cluster {request.cluster_id}, {own.node_id!r} to"
+                f" {own.cluster_id}: check join= and whose addresses these are"
+            )
+        record = self._driver.admission.membership.members.get(node_id)
+        if record is None:
+            return None
+        statistics = self._transport.statistics()
+        connected = node_id in statistics and bool(statistics[node_id]["connected"])
+        if node_id == own.node_id or connected:
+            return f"{Refused.NODE_ID}: another process runs as {node_id!r} in this cluster: give each its own node id"
+        if record.attributes.get(STORAGE) == VOLATILE:
+            return None  # it keeps nothing over a restart, and so comes back as a learner
+        return (
+            f"{Refused.INCARNATION}: {node_id!r} is a member with another data directory than the one it comes with:"
+            f" what that one voted and acknowledged is lost with it; bring its disk back, or remove {node_id!r}"
+            " and let it join anew"
+        )
+
+    def _not_leading(self) -> Denied | None:
+        raft = self._driver.node.raft
+        if raft.role is Role.LEADER:
+            return None
+        return Denied(Denial.ELSEWHERE, f"{self._identity.node_id} does not lead; {self._driver.why()}")
+
+    def _accepted(self) -> Accepted:
+        return Accepted(self._driver.node.raft.membership_index, self._identity.cluster_id)
+
+    async def _make_change(self, request: ChangeRequest) -> Answer:
+        answer: Answer | tuple[int, int] = Denied(Denial.LATER, "the change could not be proposed in time")
+        with trio.move_on_after(self._settings.request_timeout_s):
+            answer = await self._propose(request)
+        if not isinstance(answer, tuple):
+            return answer
+        index, term = answer
+        with trio.move_on_after(self._settings.request_timeout_s):
+            return await self._wait_final(index, term)
+        return Denied(Denial.UNKNOWN, f"the change was not seen committed in time: {self._driver.why()}")
+
+    async def _propose(self, request: ChangeRequest) -> Answer | tuple[int, int]:
+        """Index and term of the change, as soon as it may be proposed; or why not."""
+        driver = self._driver
+        patient_until = trio.current_time() + PATIENCE_TIMEOUTS * self._settings.election_timeout_s
+        while (denied := self._not_leading()) is None:
+            raft = driver.node.raft
+            membership = raft.tracker.membership
+            if self._fulfilled(membership, request):
+                return self._accepted()
+            if (mistake := mistake_in(membership, request.changes)) is not None:
+                return Denied(Denial.MISTAKE, mistake)
+            try:
+                objection = self._objection(membership, request)
+                if objection is None:
+                    changes = granted(membership, request.changes)
+                    index = driver.node.propose_membership(MembershipChange(changes))
+                    driver.wake()
+                    self._log.info("changing the membership", changes={c.node_id: str(c.kind) for c in changes})
+                    return index, raft.term
+                if trio.current_time() >= patient_until:
+                    return Denied(Denial.LATER, objection)
+            except InvalidChangeError as exc:
+                if not membership.joint:
+                    return Denied(Denial.MISTAKE, str(exc))
+            except ProposalDroppedError:
+                pass  # the leader's own changes, a transfer, a full tail: they pass
+            await trio.sleep(self._settings.heartbeat_interval_s)
+        return denied
+
+    async def _wait_final(self, index: int, term: int) -> Answer:
+        driver = self._driver
+        while True:
+            if (index, term) in driver.applied_changes and not driver.node.raft.tracker.membership.joint:
+                return self._accepted()
+            if driver.ended or self._not_leading() is not None:
+                return Denied(Denial.UNKNOWN, f"{self._identity.node_id} stopped leading before the change was applied")
+            await driver.membership_changed.wait()
+
+    @staticmethod
+    def _fulfilled(membership: Membership, request: ChangeRequest) -> bool:
+        removals = all(change.kind is ChangeKind.REMOVE for change in request.changes)
+        return (request.repeated or not removals) and fulfilled(membership, request.changes)
+
+    def _objection(self, membership: Membership, request: ChangeRequest) -> str | None:
+        """Why the change has to wait, or be refused. Raises InvalidChangeError."""
+        after = changer.apply_change(membership, MembershipChange(request.changes), 0)
+        if request.forced or after.voters == membership.voters:
+            return None
+        steward = self._driver.steward
+        if not steward.settled:
+            return f"{self._identity.node_id} has just begun to lead, and does not know yet who is there: try again"
+        return steward.objection(after.voters)
+
+
+def fulfilled(membership: Membership, changes: Iterable[MemberChange]) -> bool:
+    """Whether the membership is what the changes are to lead to."""
+    if membership.joint:
+        return False
+    for change in changes:
+        record = membership.members.get(change.node_id)
+        if change.kind is ChangeKind.REMOVE:
+            if record is not None:
+                return False
+            continue
+        if record is None or change.address not in (None, record.address):
+            return False
+        if change.incarnation not in (None, record.incarnation):
+            return False
+        wanted = membership.voters if change.kind is ChangeKind.ADD_VOTER else membership.learners
+        if change.node_id not in wanted:
+            return False
+    return True
+
+
+def mistake_in(membership: Membership, changes: Iterable[MemberChange]) -> str | None:
+    """What makes no sense about the changes, in words; None if they may be proposed."""
+    addresses = {record.address: node_id for node_id, record in membership.members.items()}
+    for change in changes:
+        node_id = change.node_id
+        record = membership.members.get(node_id)
+        if record is None and change.kind is ChangeKind.REMOVE:
+            return f"{node_id!r} is no member of this cluster: {', '.join(sorted(membership.ids))} are"
+        if record is None and change.address is None:
+            return f"{node_id!r} is no member of this cluster, and joins it with an address only"
+        if change.address is not None and addresses.get(change.address, node_id) != node_id:
+            return f"the address {change.address!r} is that of {addresses[change.address]!r}: give {node_id!r} its own"
+        if change.incarnation is not None or record is None or change.kind is ChangeKind.REMOVE:
+            continue
+        if change.address not in (None, record.address):
+            return (
+                f"{node_id!r} is a member already, at {record.address!r} and not at {change.address!r}: start it with"
+                " address= to move it, or remove it first"
+            )
+        if change.kind is ChangeKind.ADD_LEARNER and node_id in membership.voters:
+            return f"{node_id!r} votes already: remove it first to have it join as a learner"
+    return None
+
+
+def granted(membership: Membership, changes: Iterable[MemberChange]) -> tuple[MemberChange, ...]:
+    """The changes as they are proposed: who is made a voter by name is no learner for good any more."""
+    proposed = []
+    for change in changes:
+        record = membership.members.get(change.node_id)
+        if change.kind is ChangeKind.ADD_VOTER and record is not None and LEARNER in record.attributes:
+            attributes = {name: value for name, value in record.attributes.items() if name != LEARNER}
+            proposed.append(dataclasses.replace(change, attributes=attributes))
+        else:
+            proposed.append(change)
+    return tuple(proposed)
