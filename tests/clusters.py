@@ -64,7 +64,7 @@ class Peers:
 
     async def roles(self, voters: str, learners: str = "", *, within_s: float = HEALED_S) -> None:
         """Wait until every peer that runs knows exactly these voters and learners."""
-        wanted = {node_id: "voter" for node_id in voters} | {node_id: "learner" for node_id in learners}
+        wanted = dict.fromkeys(voters, "voter") | dict.fromkeys(learners, "learner")
         with trio.fail_after(within_s):
             while True:
                 known = [{i: m.role for i, m in cluster.status().members.items()} for cluster in self.all]

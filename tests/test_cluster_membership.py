@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import pytest
 import trio
+from clusters import id_of, running
 
-from replikv import Cluster, ConfigurationError, MemoryTransport, RemovedError, UnavailableError, WrongClusterError
-from tests.clusters import id_of, peer_of, running
+from replikv import Cluster, ConfigurationError, MemoryTransport, RemovedError, UnavailableError
 
 
 async def test_a_lone_peer_grows(autojump_clock: trio.abc.Clock) -> None:
@@ -78,7 +75,7 @@ async def test_a_removed_peer_ends_with_removed_error(autojump_clock: trio.abc.C
         assert {"a", "b"} == set(peers["b"].status().members)
         await peers.roles("ab")
         with trio.fail_after(5):
-            while not raised:
+            while not raised:  # noqa: ASYNC110  # nothing to wait on
                 await trio.sleep(0.1)
     assert "was removed" in str(raised[0])
 
