@@ -11,9 +11,10 @@ is prose. ``told`` plays a story and returns it with what really came of it.
     settle                                                 deliver until nothing is on its way
     lose [KIND] [A->B]                                     what is on its way is lost
     cut A B | isolate A | heal                             links lose everything from now on, or no more
-    slow N | sync N                                        the disk takes its time, until it is told to finish
+    slow N | sync N [COUNT]                                the disk takes its time, until it is told to finish
     crash N                                                lose what is not on disk, and start again
     compact N | snapshot-lost N TO | unreachable N TO
+    hand-snapshot N TO | hand-timeout N TO                 a message that the core would not have sent now
     state | log N | progress N | members N
 """
 
@@ -24,11 +25,12 @@ from collections.abc import Callable
 from random import Random
 from typing import Any
 
+from changes import change
 from network import Peer
 
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
 from replikv.raft.invariants import Invariants
-from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange, Transition
+from replikv.raft.membership import Membership, MembershipChange, Transition
 from replikv.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -40,12 +42,12 @@ from replikv.raft.messages import (
     ReadIndexResponse,
     RequestVote,
     RequestVoteResponse,
+    TimeoutNow,
     TransferLeadership,
 )
 from replikv.raft.progress import ProgressState
 from replikv.raft.refusals import ProposalDroppedError
 
-KINDS = {"v": ChangeKind.ADD_VOTER, "l": ChangeKind.ADD_LEARNER, "r": ChangeKind.REMOVE, "u": ChangeKind.UPDATE}
 OPTIONS = {
     "election": ("election_ticks", int),
     "heartbeat": ("heartbeat_ticks", int),
@@ -184,14 +186,10 @@ class Stage:
 
     def _change(self, node_id: str, *words: str) -> None:
         transition = Transition.AUTO
-        changes = []
-        for word in words:
-            if word in ("implicit", "explicit"):
-                transition = Transition(f"joint-{word}")
-            else:
-                changes.append(MemberChange(KINDS[word[0]], word[1:]))
-        change = MembershipChange(tuple(changes), transition)
-        self._act(node_id, lambda: self._peers[node_id].node.propose_membership(change))
+        if words and words[-1] in ("implicit", "explicit"):
+            transition, words = Transition(f"joint-{words[-1]}"), words[:-1]
+        made = change(" ".join(words), transition)
+        self._act(node_id, lambda: self._peers[node_id].node.propose_membership(made))
 
     # -- what lies between them ----------------------------------------------------------------------------------------
 
@@ -235,10 +233,11 @@ class Stage:
     def _slow(self, node_id: str) -> None:
         self._peers[node_id].lazy = True
 
-    def _sync(self, node_id: str) -> None:
+    def _sync(self, node_id: str, count: str = "") -> None:
         peer = self._peers[node_id]
-        peer.lazy = False
-        self._send(peer.persist())
+        if not count:
+            peer.lazy = False
+        self._send(peer.persist(int(count) if count else None))
         self._act(node_id)
 
     def _compact(self, node_id: str) -> None:
@@ -248,6 +247,13 @@ class Stage:
         peer.storage.record_snapshot(metadata)
         peer.storage.compact(index)
         self._told.append(f"{node_id} has a snapshot at {index}, and its log begins behind it")
+
+    def _hand_snapshot(self, node_id: str, to: str) -> None:
+        raft = self._peers[node_id].raft
+        self._send([InstallSnapshot(to=to, sender=node_id, term=raft.term, snapshot=raft.log.snapshot())])
+
+    def _hand_timeout(self, node_id: str, to: str) -> None:
+        self._send([TimeoutNow(to=to, sender=node_id, term=self._peers[node_id].raft.term)])
 
     def _snapshot_lost(self, node_id: str, to: str) -> None:
         self._act(node_id, lambda: self._peers[node_id].node.report_snapshot(to, failed=True))

@@ -10,19 +10,13 @@ from __future__ import annotations
 import itertools
 
 import pytest
+from changes import KINDS
 
 from replikv.raft import changer
 from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange, Transition
 from replikv.raft.progress import Tracker
 from replikv.raft.quorum import VoteResult, joint_vote_result
 from replikv.raft.refusals import InvalidChangeError
-
-KINDS = {
-    "v": ChangeKind.ADD_VOTER,
-    "l": ChangeKind.ADD_LEARNER,
-    "r": ChangeKind.REMOVE,
-    "u": ChangeKind.UPDATE,
-}
 
 SEQUENCES = {
     "simple_safety": """
