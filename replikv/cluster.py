@@ -109,6 +109,8 @@ class Cluster:
         self._learner = learner
         self._check_arguments()
         self._used = False
+        # From when it is made; and from when it can be used.
+        self._begun: Peer | None = None
         self._peer: Peer | None = None
         self._hub: WatchHub | None = None
         self._store: Store | None = None
@@ -179,8 +181,10 @@ class Cluster:
                 except BaseException:
                     storage.close()
                     raise
+                self._begun = peer
                 await self._run_peer(peer, task_status)
         finally:
+            self._begun = None
             self._ended.set()
 
     async def _run_peer(self, peer: Peer, task_status: trio.TaskStatus[None]) -> None:
@@ -408,6 +412,16 @@ class Cluster:
         """What this peer knows of itself and the cluster at this moment. Raises ClusterClosedError."""
         return self._open_peer().status()
 
+    def doctor(self) -> list[str]:
+        """What is wrong, in words, as far as this peer can tell: most important first, empty when all is well.
+
+        Why there is no leader or no quorum, who lags, which clock has jumped, which snapshot is stuck, that the disk is
+        full or will be; and while this peer joins, what it waits for. Works from when ``run`` has begun.
+        """
+        if self._begun is None:
+            raise self._closed_error()
+        return self._begun.doctor()
+
     async def propose(self, command: bytes) -> bytes:
         """Have the application's own StateMachine apply a command, exactly once; its result.
 
@@ -534,8 +548,12 @@ class Cluster:
 
     def _open_peer(self) -> Peer:
         if self._peer is None:
-            raise ClusterClosedError("the cluster is not open: use it inside its 'async with' block")
+            raise self._closed_error()
         return self._peer
+
+    @staticmethod
+    def _closed_error() -> ClusterClosedError:
+        return ClusterClosedError("the cluster is not open: use it inside its 'async with' block")
 
 
 def check_node_id(node_id: object) -> None:

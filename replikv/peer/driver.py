@@ -603,6 +603,10 @@ class Driver:
     def _why_unanswered(self) -> str:
         return f"no answer within {self.settings.request_timeout_s} s: {self.why()}"
 
+    def disk_room(self) -> tuple[int | None, int]:
+        """Bytes free on the disk, None if that is not known; and what the log and a snapshot will take next."""
+        return self._storage.free_bytes(), 2 * self.settings.wal_segment_bytes + self.taker.last_bytes
+
     def why(self) -> str:
         """Why nothing gets done, as far as this peer knows."""
         missing = self.missing()

@@ -64,9 +64,15 @@ class Joiner:
         self._listen = listen
         self._attributes = attributes
         self._cluster_id = cluster_id
+        self._since = trio.current_time()
         self.waiting_for = ""
         """What the last attempt came to, in words."""
         self._log = structlog.get_logger(component="joiner").bind(node=node_id)
+
+    def diagnosis(self) -> str:
+        """What this peer waits for, in words."""
+        seconds = trio.current_time() - self._since
+        return f"joining for {seconds:.1f} s: {self.waiting_for or 'no member has answered yet'}"
 
     async def join(self, storage: Storage, addresses: Sequence[str]) -> None:
         """Ask the members at these addresses, in turn, until one has let us in; ``storage``, which must be empty, is

@@ -222,6 +222,11 @@ class Life:
         if address and node_id in self.admission.membership.ids:
             self._transport.set_peer(node_id, address)
 
+    def connected(self, node_id: str) -> bool:
+        """Whether the connection that we send on to the node is up."""
+        statistics = self._transport.statistics()
+        return node_id in statistics and bool(statistics[node_id]["connected"])
+
     # -- snapshots that travel -----------------------------------------------------------------------------------------
 
     def _send_snapshot(self, node_id: str, term: int, index: int) -> None:

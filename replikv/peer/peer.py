@@ -24,10 +24,12 @@ from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
 from replikv.peer.admission import LEARNER, STORAGE, VERSION, VOLATILE, ZONE, Refused
 from replikv.peer.barriers import Barriers
+from replikv.peer.doctor import diagnose
 from replikv.peer.driver import Driver
 from replikv.peer.failures import sole_error
 from replikv.peer.joiner import Joiner, serve_joiner
 from replikv.peer.life import Life
+from replikv.peer.observer import Observer
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import MalformedFrameError, SnapshotHeader, decode
 from replikv.peer.requests import is_request
@@ -93,6 +95,7 @@ class Peer:
         # None until there is an identity to live under.
         self._life: Life | None = None if storage.identity is None else self._begin_life()
         self._joiner: Joiner | None = None
+        self._observer: Observer | None = None
         # Tasks of the store's run here. None unless the peer is open.
         self._nursery: trio.Nursery | None = None
         # Set when another peer's refusal ends this life: why.
@@ -206,6 +209,7 @@ class Peer:
         while True:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._alive.run)
+                nursery.start_soon(self._observe)
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await self._refused.wait()
@@ -213,6 +217,12 @@ class Peer:
                     raise self._refusal
                 nursery.cancel_scope.cancel()
             await self._join_anew()
+
+    async def _observe(self) -> None:
+        observer = self._observer = Observer(self._alive)
+        while True:
+            await trio.sleep(self.settings.heartbeat_interval_s)
+            observer.tick()
 
     async def _join_anew(self) -> None:
         """What this peer knew was lost with the process that it was before: it comes back as a learner."""
@@ -255,6 +265,7 @@ class Peer:
 
     def connected(self, node_id: str) -> None:
         """As :meth:`Receiver.connected`."""
+        self._alive.refusals.pop(node_id, None)
         self._driver.connected(node_id)
 
     def disconnected(self, node_id: str) -> None:
@@ -403,6 +414,14 @@ class Peer:
         """What this peer knows at this moment."""
         self.check_open()
         return status_of(self.identity, self._driver)
+
+    def doctor(self) -> list[str]:
+        """As :meth:`Cluster.doctor`."""
+        if self._joiner is not None:
+            return [self._joiner.diagnosis()]
+        if self._observer is None:
+            return ["this peer has not been started: it is being restored from its disk, or has ended"]
+        return diagnose(self._observer.observations())
 
     async def change_membership(self, changes: Sequence[MemberChange], *, forced: bool) -> None:
         """As :meth:`Cluster.change_members`."""

@@ -69,8 +69,8 @@ class SnapshotTaker:
         self._begin, self._begun = trio.open_memory_channel(1)
         self.busy = False
         """Whether one is under way."""
-        # The size of the last one: a log smaller than it is not worth another.
-        self._last_bytes = 0
+        self.last_bytes = 0
+        """The size of the last one: a log smaller than it is not worth another."""
         self._log = structlog.get_logger(component="snapshots")
 
     def due(self, log_bytes: int, log_entries: int) -> bool:
@@ -79,7 +79,7 @@ class SnapshotTaker:
             return False
         return (
             trio.current_time() >= self._retry_at
-            or log_bytes >= max(self._settings.snapshot_log_bytes, self._last_bytes)
+            or log_bytes >= max(self._settings.snapshot_log_bytes, self.last_bytes)
             or log_entries >= self._settings.snapshot_log_entries
         )
 
@@ -107,14 +107,14 @@ class SnapshotTaker:
                 self._log.warning("disk full", reason=str(exc), index=metadata.index)
             else:
                 seconds = round(trio.current_time() - started, 3)
-                self._log.debug("snapshot taken", index=metadata.index, size=self._last_bytes, seconds=seconds)
+                self._log.debug("snapshot taken", index=metadata.index, size=self.last_bytes, seconds=seconds)
             self.busy = False
             self._ended()
 
     async def _take(self, metadata: SnapshotMetadata, chunks: Iterator[bytes]) -> None:
         writer = await blocking(self._storage, self._storage.create_snapshot, metadata)
         try:
-            self._last_bytes = await self._write(writer, chunks)
+            self.last_bytes = await self._write(writer, chunks)
             await blocking(self._storage, writer.commit)
         finally:
             writer.abort()

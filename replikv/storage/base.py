@@ -100,6 +100,10 @@ class Storage(abc.ABC):
     def release(self, index: int) -> None:
         """Entries up to ``index`` are covered by a durable snapshot: what holds only such entries may be deleted."""
 
+    def free_bytes(self) -> int | None:
+        """What may still be written; None where there is no disk, or nobody can tell."""
+        return None
+
     @abc.abstractmethod
     def close(self) -> None:
         """Release the directory. Never raises for the second call."""

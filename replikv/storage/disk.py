@@ -156,6 +156,10 @@ class DiskStorage(Storage):
             raise InternalError(f"entries up to {index} were to be deleted, but the newest snapshot is {newest}")
         wal.release(index)
 
+    def free_bytes(self) -> int | None:
+        """As :meth:`Storage.free_bytes`."""
+        return self._filesystem.free_bytes(self._directory)
+
     def close(self) -> None:
         """As :meth:`Storage.close`."""
         if self._wal is not None:

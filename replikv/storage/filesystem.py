@@ -81,6 +81,10 @@ class FileSystem(abc.ABC):
     def list_directory(self, path: Path) -> list[str]:
         """The names in the directory, sorted."""
 
+    def free_bytes(self, path: Path) -> int | None:
+        """Room on the disk that the directory is on; None if nobody can tell."""
+        return None
+
     @abc.abstractmethod
     def make_directory(self, path: Path) -> None:
         """Make the directory and its parents, durably, unless it is there."""
@@ -169,6 +173,14 @@ class OsFileSystem(FileSystem):
             return OsFile(path, os.open(path, flags, 0o600))
         except OSError as error:
             raise _refusal("open", path, error) from error
+
+    def free_bytes(self, path: Path) -> int | None:
+        """As :meth:`FileSystem.free_bytes`: what this user may write, quotas aside."""
+        try:
+            room = os.statvfs(path)
+        except (OSError, AttributeError):
+            return None
+        return room.f_bavail * room.f_frsize
 
     def rename(self, source: Path, target: Path) -> None:
         """As :meth:`FileSystem.rename`."""

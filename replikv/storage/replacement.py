@@ -24,7 +24,7 @@ from typing import Final
 from replikv.errors import ConfigurationError, DataDirInUseError, StorageError
 from replikv.storage.filesystem import FileSystem
 
-__all__ = ["Replacement", "settle"]
+__all__ = ["Replacement", "check_replaceable", "discard_leftovers", "settle"]
 
 _NEW: Final = ".recovering-"
 _KEPT: Final = ".before-recover-"
@@ -84,7 +84,10 @@ def settle(filesystem: FileSystem, directory: Path) -> None:
         lock = filesystem.open(interrupted.kept / "lock", create=True)
         try:
             if not lock.try_lock():
-                raise DataDirInUseError(f"{directory} is being recovered by another process, or {lock} is in use")
+                raise DataDirInUseError(
+                    f"{directory} is being recovered by another process just now, or {interrupted.kept} is in use:"
+                    " wait for that, or stop it"
+                )
             filesystem.rename(interrupted.kept, directory)
             filesystem.sync_directory(directory.parent)
         finally:
