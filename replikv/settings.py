@@ -17,6 +17,9 @@ __all__ = ["Settings"]
 KIB = 1024
 MIB = 1024 * KIB
 
+ZONE_BYTES_MAX = 128
+"""A zone stands in every handshake and in the membership."""
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
@@ -144,6 +147,8 @@ class Settings:
                 raise ConfigurationError(f"{field.name} must be a number ({number}), not {value!r}")
             if not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{field.name} must be finite and greater than 0, not {value!r}")
+        if len(self.zone.encode(errors="replace")) > ZONE_BYTES_MAX:
+            raise ConfigurationError(f"zone must be at most {ZONE_BYTES_MAX} bytes, not {self.zone!r}")
         self._ascending("heartbeat_interval_s", "election_timeout_s")
         if round(self.election_timeout_s / self.heartbeat_interval_s) < 2:
             raise ConfigurationError(

@@ -12,18 +12,16 @@ import math
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import structlog
 import trio
 
 from replikv.errors import ClusterClosedError, InternalError, UnavailableError
-from replikv.machine.commands import encode_compact
-from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
+from replikv.peer.handover import Handover
 from replikv.peer.lease_clock import LeaseClock
 from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
@@ -33,14 +31,11 @@ from replikv.peer.protocol import (
     Refusal,
     SnapshotHeader,
     decode,
-    encode_forwarded,
     encode_message,
-    encode_refusal,
 )
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
 from replikv.peer.snapshots import SnapshotTaker, compactable_index, keepable_index
 from replikv.peer.steward import Steward
-from replikv.raft.core import ProposalDroppedError
 from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries, InstallSnapshot, Message
@@ -55,18 +50,8 @@ __all__ = ["Driver"]
 CHANGES_REMEMBERED = 16
 """Changes of the membership whose place in the log is remembered: one is under way at a time."""
 
-FORWARDED_REMEMBERED = 1024
-"""Forwarded batches whose numbers are remembered."""
-
 TRIMMED_PER_TICK = 500
 """Changes below the history floor that are freed per tick, beside those that every command frees: about 1 ms."""
-
-
-class Batch(NamedTuple):
-    """Packed commands of one source, and what to do when the core does not take them."""
-
-    commands: bytes
-    dropped: Callable[[], None]
 
 
 class Driver:
@@ -97,6 +82,7 @@ class Driver:
         self.proposals = proposals
         self.barriers = barriers
         self.steward = Steward(node, admission, settings)
+        self._handover = Handover(settings, node, transport, replica, proposals, randomness.getrandbits(62))
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
         self.taker = SnapshotTaker(
@@ -131,21 +117,9 @@ class Driver:
         self._frames: list[tuple[str, bytes]] = []
         self._received: list[ReceivedSnapshot] = []
         self._ticks_due = 0
-        # Batches that others forwarded to us, to be proposed in this turn.
-        self._forwarded: list[Batch] = []
-        # (sender, number) of the last ones: a network that duplicates must not have us refuse what we have proposed.
-        self._forwarded_lately: dict[tuple[str, int], None] = {}
         # -- under way --
         # The snapshot that the core has taken and that is on its way into the log.
         self._installing: ReceivedSnapshot | None = None
-        # The number of the last batch forwarded, and those that may yet be refused: number -> give back. Begun at
-        # random: a refusal to the process that this peer was before must not be taken for one of ours.
-        self._batch = randomness.getrandbits(62)
-        self._outstanding: dict[int, tuple[int, Callable[[], None]]] = {}
-        # No command is handed over before this tick: the last try was refused or could not be sent.
-        self._hold_until_ticks = 0
-        # The history floor that was proposed last.
-        self._floor_proposed = 0
         # What was applied since the last snapshot was begun.
         self._log_bytes = 0
         self._log_entries = 0
@@ -230,7 +204,7 @@ class Driver:
             self._ticks_due = 0
             self._tick()
         self._note_route()
-        self._hand_over()
+        self._handover.hand_over()
         if commit_untold:
             self.node.tell_commit()
         self._begin_reads()
@@ -252,9 +226,9 @@ class Driver:
             if isinstance(content, Message):
                 self.node.step(content)
             elif isinstance(content, Forwarded):
-                self._take_forwarded(sender, content)
+                self._handover.take_forwarded(sender, content)
             elif isinstance(content, Refusal):
-                self._take_refusal(content)
+                self._handover.take_refusal(content)
             elif isinstance(content, SnapshotHeader):
                 self._log.warning("malformed frame", sender=sender, reason="a snapshot belongs on a channel")
 
@@ -267,9 +241,7 @@ class Driver:
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
         self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
-        overdue = self.ticks - 2 * election_ticks
-        for batch in [number for number, (ticks, _) in self._outstanding.items() if ticks < overdue]:
-            del self._outstanding[batch]
+        self._handover.tick(self.ticks)
         if self.node.raft.role is Role.LEADER:
             self.steward.tick(self.ticks)
             if self.persister.full:
@@ -289,8 +261,7 @@ class Driver:
         self._role = raft.role
         if route != self._route:
             self._route = route
-            self._floor_proposed = 0
-            self._hold_until_ticks = 0
+            self._handover.begin_anew()
             self._hand_all_again()
             changed, self.leader_changed = self.leader_changed, trio.Event()
             changed.set()
@@ -299,119 +270,7 @@ class Driver:
     def _hand_all_again(self) -> None:
         self.proposals.hand_all_again()
         self.barriers.give_up_rounds()
-        self._outstanding.clear()
-
-    # -- commands ------------------------------------------------------------------------------------------------------
-
-    def _hand_over(self) -> None:
-        leader = self.node.raft.leader
-        if leader == self.node_id:
-            self._propose()
-            return
-        forwarded, self._forwarded = self._forwarded, []
-        for batch in forwarded:
-            batch.dropped()  # leadership was lost within this turn
-        if leader != NO_NODE and self.proposals.waiting and self.ticks >= self._hold_until_ticks:
-            self._forward(leader)
-
-    def _own_batch(self) -> Batch | None:
-        """What this peer's tasks want done, as much as fits an entry."""
-        registration = self.proposals.take_registration(self.ticks)
-        if registration is not None:
-            return Batch(pack_commands([registration]), self.proposals.registration_lost)
-        room = (self.settings.entry_bytes_max - self.settings.command_bytes_max) // 2
-        taken, commands = self.proposals.take(self.ticks, room)
-        session = self.proposals.session
-        return Batch(commands, lambda: self.proposals.give_back(taken, session)) if taken else None
-
-    def _propose(self) -> None:
-        batches, self._forwarded = self._forwarded, []
-        if (floor := self._floor_command()) is not None:
-            batches.append(floor)
-        if self.ticks >= self._hold_until_ticks:
-            while self.proposals.waiting and (own := self._own_batch()) is not None:
-                batches.append(own)
-        entry: list[Batch] = []
-        size = 0
-        for batch in batches:
-            if entry and size + len(batch.commands) > self.settings.entry_bytes_max:
-                self._propose_entry(entry)
-                entry, size = [], 0
-            entry.append(batch)
-            size += len(batch.commands)
-        if entry:
-            self._propose_entry(entry)
-
-    def _propose_entry(self, batches: list[Batch]) -> None:
-        try:
-            self.node.propose(b"".join(batch.commands for batch in batches))
-        except ProposalDroppedError:
-            self._hold_until_ticks = self.ticks + 1
-            for batch in batches:
-                batch.dropped()
-
-    def _forward(self, leader: str) -> None:
-        while self.proposals.waiting and (own := self._own_batch()) is not None:
-            self._batch += 1
-            if not self._transport.send(leader, encode_forwarded(self._batch, own.commands)):
-                own.dropped()
-                self._hold_until_ticks = self.ticks + 1
-                return
-            self._outstanding[self._batch] = (self.ticks, own.dropped)
-
-    def _take_forwarded(self, sender: str, forwarded: Forwarded) -> None:
-        try:
-            for command in unpack_commands(forwarded.commands):
-                if len(command) < HEADER_BYTES:
-                    raise InternalError(f"a command of {len(command)} bytes is shorter than its header")
-        except InternalError as exc:
-            self._log.warning("malformed frame", sender=sender, reason=str(exc))
-            return
-
-        name = (sender, forwarded.batch)
-        if name in self._forwarded_lately:
-            return
-        self._forwarded_lately[name] = None
-        while len(self._forwarded_lately) > FORWARDED_REMEMBERED:
-            del self._forwarded_lately[next(iter(self._forwarded_lately))]
-
-        def refuse() -> None:
-            self._transport.send(sender, encode_refusal(forwarded.batch, self.node.raft.leader))
-
-        if self.node.raft.role is Role.LEADER and len(forwarded.commands) <= self.settings.entry_bytes_max:
-            self._forwarded.append(Batch(forwarded.commands, refuse))
-        else:
-            refuse()
-
-    def _take_refusal(self, refusal: Refusal) -> None:
-        found = self._outstanding.pop(refusal.batch, None)
-        if found is not None:
-            found[1]()
-            self._hold_until_ticks = self.ticks + 1
-
-    def _floor_command(self) -> Batch | None:
-        """The leader's command that moves the history floor, when the history has grown past its limits.
-
-        It is harmless when repeated, and so needs no session.
-        """
-        keyspace = self.replica.keyspace
-        settings = self.settings
-        # A tenth of slack: one command for many revisions.
-        slack = settings.history_revisions // 10
-        revisions = keyspace.revision - max(keyspace.floor, self._floor_proposed)
-        if revisions <= settings.history_revisions + slack and keyspace.history_bytes <= settings.history_bytes_max:
-            return None
-        bytes_max = settings.history_bytes_max
-        floor = keyspace.floor_for(revisions_max=settings.history_revisions, bytes_max=bytes_max - bytes_max // 10)
-        if floor <= max(keyspace.floor, self._floor_proposed):
-            return None
-        self._floor_proposed = floor
-        command = Envelope(CommandKind.MAP, 0, 0, 0, encode_compact(floor)).encode()
-
-        def dropped() -> None:
-            self._floor_proposed = 0
-
-        return Batch(pack_commands([command]), dropped)
+        self._handover.forget_forwarded()
 
     # -- reads ---------------------------------------------------------------------------------------------------------
 
@@ -467,7 +326,7 @@ class Driver:
             self.admission.applied_index = self.applier.index
             if self.proposals.crowded:
                 self.proposals.crowded = False
-                self._hold_until_ticks = self.ticks + 1
+                self._handover.hold()
             self._log_bytes += sum(entry.size for entry in done)
             self._log_entries += len(done)
             for listener in self.listeners:

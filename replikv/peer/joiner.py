@@ -17,10 +17,13 @@ import structlog
 import trio
 
 from replikv.errors import ConfigurationError, WrongClusterError
+from replikv.peer.admission import Refused
 from replikv.peer.protocol import MalformedFrameError
 from replikv.peer.reconfigurator import Reconfigurator
 from replikv.peer.requests import (
     Accepted,
+    ChangeRequest,
+    CompareRequest,
     Denial,
     Denied,
     JoinRequest,
@@ -36,11 +39,11 @@ from replikv.settings import Settings
 from replikv.storage.base import Identity, Storage, StorageFullError
 from replikv.transport.base import Channel, Hello, Transport
 
-__all__ = ["Joiner", "serve_joiner"]
+__all__ = ["Joiner", "compare", "serve_joiner"]
 
-TAKEN_TIMEOUTS: Final = 3
-"""Election timeouts for which a newcomer asks again though its identity is denied: the process that it was before may
-not be known to be gone yet."""
+TAKEN_TIMEOUTS: Final = 2
+"""Connect timeouts for which a newcomer asks again though its node id is taken: the process that it was before may not
+be known to be gone yet, and a connection to a machine that vanished lasts one of them."""
 
 
 class Joiner:
@@ -84,7 +87,7 @@ class Joiner:
             StorageError: of the own disk.
         """
         incarnation = await blocking(storage, storage.draw_incarnation)
-        denied_until = trio.current_time() + TAKEN_TIMEOUTS * self._settings.election_timeout_s
+        taken_until = trio.current_time() + TAKEN_TIMEOUTS * self._settings.connect_timeout_s
         pause_s = self._settings.reconnect_delay_s
         for address in itertools.cycle(addresses):
             try:
@@ -95,7 +98,8 @@ class Joiner:
                 return
             if denied.denial is Denial.MISTAKE:
                 raise ConfigurationError(denied.reason)
-            if denied.denial is Denial.IDENTITY and trio.current_time() >= denied_until:
+            taken = denied.reason.startswith(Refused.NODE_ID) and trio.current_time() < taken_until
+            if denied.denial is Denial.IDENTITY and not taken:
                 raise WrongClusterError(f"{address} refused {self._node_id}: {denied.reason}")
             if denied.reason != self.waiting_for:
                 self.waiting_for = denied.reason
@@ -141,6 +145,29 @@ class Joiner:
         return None
 
 
+async def compare(transport: Transport, settings: Settings, hello: Hello, addresses: Sequence[str]) -> None:
+    """Ask whoever answers first at these addresses whether it is of our cluster.
+
+    Raises WrongClusterError when it is not. Whoever does not answer says nothing.
+    """
+    for address in addresses:
+        try:
+            channel = await transport.call(address, hello, settings)
+        except OSError:
+            continue
+        try:
+            await channel.send(encode_request(CompareRequest(hello.cluster_id)))
+            with trio.fail_after(settings.connect_timeout_s):
+                answer = decode_answer(await channel.receive())
+        except (trio.BrokenResourceError, trio.EndOfChannel, trio.TooSlowError, MalformedFrameError):
+            continue
+        finally:
+            await channel.aclose()
+        if isinstance(answer, Denied) and answer.denial is Denial.IDENTITY:
+            raise WrongClusterError(f"{address} refused {hello.node_id}: {answer.reason}")
+        return
+
+
 async def serve_joiner(
     channel: Channel,
     reconfigurator: Reconfigurator,
@@ -155,9 +182,9 @@ async def serve_joiner(
         request = decode_request(await channel.receive())
     except MalformedFrameError:
         return
-    if not isinstance(request, JoinRequest):
-        return
+    if isinstance(request, ChangeRequest):
+        return  # a member's to ask
     answer = await reconfigurator.ask(request, deadline)
     await channel.send(encode_answer(answer))
-    if isinstance(answer, Accepted):
+    if isinstance(answer, Accepted) and isinstance(request, JoinRequest):
         await send_snapshot(channel, request.node_id, answer.index)

@@ -27,7 +27,7 @@ from replikv.peer.barriers import Barriers
 from replikv.peer.doctor import diagnose
 from replikv.peer.driver import Driver
 from replikv.peer.failures import sole_error
-from replikv.peer.joiner import Joiner, serve_joiner
+from replikv.peer.joiner import Joiner, compare, serve_joiner
 from replikv.peer.life import Life
 from replikv.peer.observer import Observer
 from replikv.peer.proposals import Proposals
@@ -46,9 +46,9 @@ from replikv.transport.base import Channel, Hello, Transport
 __all__ = ["Joining", "Peer"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Joining:
-    """How a peer without a state of its own is to join a cluster that runs."""
+    """How a peer is to join a cluster that runs; one with a state of its own has done so."""
 
     node_id: str
     address: str
@@ -210,6 +210,9 @@ class Peer:
             async with trio.open_nursery() as nursery:
                 await nursery.start(self._alive.run)
                 nursery.start_soon(self._observe)
+                if self._joining is not None:
+                    members = self._joining.members
+                    nursery.start_soon(compare, self._transport, self.settings, self.hello(), members)
                 task_status.started()
                 task_status = trio.TASK_STATUS_IGNORED
                 await self._refused.wait()
@@ -230,7 +233,7 @@ class Peer:
         identity = former.identity
         self._log.warning("joining anew", reason="the cluster knows this peer from before it lost its state")
         self._storage = VolatileStorage()
-        joining = Joining(node_id=identity.node_id, address=identity.address, listen=identity.listen)
+        joining = Joining(identity.node_id, identity.address, identity.listen)
         members = [record.address for node_id, record in former.admission.membership.members.items()]
         await self._join(joining, [address for address in members if address != identity.address])
         self._refused = trio.Event()
@@ -308,7 +311,7 @@ class Peer:
     async def serve_stranger(self, hello: Hello, channel: Channel) -> None:
         """As :meth:`Receiver.serve_stranger`: a newcomer asks to join."""
         life = self._alive
-        self._log.info("asked to join", newcomer=hello.node_id, address=hello.address)
+        self._log.info("called", newcomer=hello.node_id, address=hello.address)
         try:
             await serve_joiner(channel, life.reconfigurator, life.driver.deadline(), life.send_first_snapshot)
         except (UnavailableError, StorageFullError, ClusterClosedError, TransferError) as exc:

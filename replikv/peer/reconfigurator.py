@@ -21,6 +21,7 @@ from replikv.peer.requests import (
     Accepted,
     Answer,
     ChangeRequest,
+    CompareRequest,
     Denial,
     Denied,
     JoinRequest,
@@ -109,7 +110,7 @@ class Reconfigurator:
 
     async def _ask_once(self, request: Request) -> Answer:
         leader = self._driver.node.raft.leader
-        if leader == self._identity.node_id:
+        if leader == self._identity.node_id or isinstance(request, CompareRequest):
             return await self._make(request)
         if leader == NO_NODE:
             return Denied(Denial.ELSEWHERE, self._driver.why())
@@ -138,6 +139,8 @@ class Reconfigurator:
 
     async def _make(self, request: Request) -> Answer:
         """Do it, if this peer leads; returns once the final configuration is applied here."""
+        if isinstance(request, CompareRequest):
+            return self._compare(request.cluster_id, "it") or self._accepted()
         if isinstance(request, JoinRequest):
             async with self._making:
                 return await self._join(request)
@@ -160,12 +163,24 @@ class Reconfigurator:
         record = membership.members.get(request.node_id)
         if record is not None and self._is_known(request):
             return self._accepted()
+        if request.cluster_id and (denied := self._compare(request.cluster_id, request.node_id)) is not None:
+            return denied
         if (reason := self._taken(request)) is not None:
             return Denied(Denial.IDENTITY, reason)
         change = MemberChange(
             ChangeKind.ADD_LEARNER, request.node_id, request.address, request.incarnation, request.attributes
         )
         return await self._make_change(ChangeRequest((change,)))
+
+    def _compare(self, cluster_id: str, node_id: str) -> Denied | None:
+        own = self._identity
+        if cluster_id == own.cluster_id:
+            return None
+        return Denied(
+            Denial.IDENTITY,
+            f"{Refused.CLUSTER}: {node_id} belongs to cluster {cluster_id}, {own.node_id!r} to {own.cluster_id}:"
+            " check join= and data_dir, and whose addresses these are",
+        )
 
     def _is_known(self, request: JoinRequest) -> bool:
         """Whether it is the member of that id: it asked before, or was named before it came."""
@@ -174,11 +189,6 @@ class Reconfigurator:
     def _taken(self, request: JoinRequest) -> str | None:
         """Why the newcomer may not have this node id; None if it may."""
         node_id, own = request.node_id, self._identity
-        if request.cluster_id and request.cluster_id != own.cluster_id:
-            return (
-                f"{Refused.CLUSTER}: {node_id!r} belongs to cluster {request.cluster_id}, {own.node_id!r} to"
-                f" {own.cluster_id}: check join= and whose addresses these are"
-            )
         record = self._driver.admission.membership.members.get(node_id)
         if record is None:
             return None

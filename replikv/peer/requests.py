@@ -20,6 +20,7 @@ __all__ = [
     "Accepted",
     "Answer",
     "ChangeRequest",
+    "CompareRequest",
     "Denial",
     "Denied",
     "JoinRequest",
@@ -62,6 +63,13 @@ class JoinRequest:
     attributes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class CompareRequest:
+    """Say whether this is the same cluster. Asked of any member, and answered by it."""
+
+    cluster_id: str
+
+
 class Denial(enum.StrEnum):
     """Whose hand it is in that a request was not granted."""
 
@@ -93,10 +101,14 @@ class Denied:
     reason: str
 
 
-Request: TypeAlias = ChangeRequest | JoinRequest
+Request: TypeAlias = ChangeRequest | JoinRequest | CompareRequest
 Answer: TypeAlias = Accepted | Denied
 
-_REQUESTS: Final[dict[str, type[Request]]] = {"change": ChangeRequest, "join": JoinRequest}
+_REQUESTS: Final[dict[str, type[Request]]] = {
+    "change": ChangeRequest,
+    "join": JoinRequest,
+    "compare": CompareRequest,
+}
 _ANSWERS: Final[dict[str, type[Answer]]] = {"accepted": Accepted, "denied": Denied}
 
 
@@ -121,6 +133,8 @@ def decode_request(frame: bytes) -> Request:
     try:
         if name == "join":
             return _checked(JoinRequest(**fields), node_id=str, incarnation=str, address=str, cluster_id=str)
+        if name == "compare":
+            return _checked(CompareRequest(**fields), cluster_id=str)
         if name == "change":
             changes = tuple(
                 _checked(MemberChange(**{**change, "kind": ChangeKind(change["kind"])}), node_id=str)
