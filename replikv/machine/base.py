@@ -29,10 +29,15 @@ class StateMachine(abc.ABC):
 
         Pins the state at the call, not at the first chunk: the chunks stay the same however many commands are applied
         before they are read. Equal states give equal bytes. Each chunk is small (64 KiB is a good size) and made in
-        under a millisecond. An iterator that is dropped half-way must cost nothing more.
+        under a millisecond. Their boundaries are not kept: see :meth:`restore`. An iterator that is dropped half-way
+        must cost nothing more.
         """
 
     @abc.abstractmethod
     def restore(self, chunks: Iterable[bytes]) -> None:
         """Replace the state by the one that :meth:`snapshot` gave. Built aside and swapped in at the end: when
-        ``chunks`` raises, the machine is as it was before."""
+        ``chunks`` raises, the machine is as it was before.
+
+        What comes is the same bytes in the same order, but not the same chunks: pieces of at most 64 KiB, which is what
+        is written to disks and sent to peers at a time. So state which has parts must say in the bytes where they end.
+        """

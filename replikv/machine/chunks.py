@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-__all__ = ["CHUNK_BYTES", "CHUNK_ITEMS", "pack_chunks"]
+__all__ = ["CHUNK_BYTES", "CHUNK_ITEMS", "pack_chunks", "split_chunks"]
 
 CHUNK_BYTES: Final = 64 * 1024
 """A chunk is closed once it is this large: what a snapshot is written, sent and restored by."""
@@ -27,3 +27,10 @@ def pack_chunks(items: Iterable[bytes]) -> Iterator[bytes]:
             size = 0
     if parts:
         yield b"".join(parts)
+
+
+def split_chunks(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Cut each chunk into pieces of at most ``CHUNK_BYTES``; an empty one is none. Not for items: it cuts those."""
+    for chunk in chunks:
+        for start in range(0, len(chunk), CHUNK_BYTES):
+            yield chunk[start : start + CHUNK_BYTES]

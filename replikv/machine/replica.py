@@ -12,6 +12,7 @@ from typing import Final
 
 from replikv.errors import ConfigurationError, InternalError
 from replikv.machine.base import StateMachine
+from replikv.machine.chunks import split_chunks
 from replikv.machine.envelope import HEADER, HEADER_BYTES, VERSION, CommandKind, Status
 from replikv.machine.history import KeyspaceRestorer
 from replikv.machine.keyspace import Keyspace
@@ -128,7 +129,7 @@ class Replica:
         head = _HEAD.pack(_HEAD_SECTION, _SNAPSHOT_VERSION, self.position, self.custom is not None)
         sections = [(_SESSIONS_SECTION, self.sessions.snapshot()), (_MAP_SECTION, self.map.snapshot())]
         if self.custom is not None:
-            sections.append((_CUSTOM_SECTION, self.custom.snapshot()))
+            sections.append((_CUSTOM_SECTION, split_chunks(self.custom.snapshot())))
         return _chunks(head, sections)
 
     def restorer(self) -> Restorer:
