@@ -93,6 +93,7 @@ class Receiver(Protocol):
     async def serve_stranger(self, hello: Hello, channel: Channel) -> None:
         """Somebody who may be no member has called (:meth:`Transport.call`), to ask something. What he says of himself
         was not admitted, only authenticated. The channel is closed when this returns or raises trio's resource errors.
+        It must end by itself also where he stays and says nothing: few strangers are served at once.
         """
         ...
 
@@ -118,7 +119,11 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     def set_peer(self, node_id: str, address: str | None) -> None:
-        """Keep a connection to the peer at this address from now on; None drops it and what is queued for it."""
+        """Keep a connection to the peer at this address from now on; None drops it and what is queued for it.
+
+        None also closes, at once, whatever the peer has dialed to us, frames and channels, so that it notices. It may
+        dial again, and ``admit`` is asked again. Calls are nobody's in particular, and stay.
+        """
 
     @abc.abstractmethod
     def send(self, node_id: str, frame: bytes) -> bool:
@@ -133,7 +138,8 @@ class Transport(abc.ABC):
         """A channel to whoever listens at the address, whom one does not know yet: for who wants to join.
 
         Works without ``run``, and beside it; such a channel is the caller's alone to close. The other side is asked to
-        serve a stranger (:meth:`Receiver.serve_stranger`), and neither side's ``admit`` is asked.
+        serve a stranger (:meth:`Receiver.serve_stranger`), and neither side's ``admit`` is asked: the hello may name
+        another cluster, or none, and a node id that is taken.
 
         Raises ConfigurationError for an address that cannot be understood, OSError when nobody answers there in time or
         who does refuses.

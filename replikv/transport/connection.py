@@ -113,6 +113,11 @@ class Connection:
             header = await self._receive_exactly(HEADER_BYTES)
             outgoing = handshake.receive(await self._receive_exactly(frame_length(header, HANDSHAKE_BYTES_MAX)))
 
+    def close(self) -> None:
+        """Close without waiting, under whoever uses it: to them it is lost."""
+        assert isinstance(self._stream, trio.SocketStream)  # what wraps one has no other way to close at once
+        self._stream.socket.close()
+
     async def aclose(self) -> None:
         """Close at once, also when cancelled."""
         with trio.CancelScope(shield=True):

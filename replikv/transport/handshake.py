@@ -25,7 +25,17 @@ from replikv.errors import ConfigurationError
 from replikv.transport.base import Hello
 from replikv.transport.wire import ProtocolError, encode_frames
 
-__all__ = ["AUTH_NONE", "CHANNEL", "FRAMES", "HANDSHAKE_BYTES_MAX", "MAGIC", "Handshake", "Initiator", "Responder"]
+__all__ = [
+    "AUTH_NONE",
+    "CALL",
+    "CHANNEL",
+    "FRAMES",
+    "HANDSHAKE_BYTES_MAX",
+    "MAGIC",
+    "Handshake",
+    "Initiator",
+    "Responder",
+]
 
 MAGIC: Final = b"replikv\n"
 """Opens every handshake frame, so that a stranger (a browser, a port scan) is known by its first bytes."""
@@ -40,7 +50,10 @@ FRAMES: Final = "frames"
 """Purpose of a connection: frames from the dialer to the responder, nothing in the other direction."""
 CHANNEL: Final = "channel"
 """Purpose of a connection: frames in both directions, until either side closes."""
-PURPOSES: Final = frozenset({FRAMES, CHANNEL})
+CALL: Final = "call"
+"""Purpose of a connection: as a channel, for a dialer who may be no member. Only whether the two sides can talk at all
+is settled here; who the dialer is, and what becomes of it, is said over the channel."""
+PURPOSES: Final = frozenset({FRAMES, CHANNEL, CALL})
 
 AUTH_NONE: Final = "none"
 """The authentication that proves nothing: empty nonces, empty proofs."""
@@ -224,7 +237,7 @@ class Handshake(abc.ABC):
             return f"{ours.node_id} authenticates by {AUTH_NONE!r}, {theirs.node_id} by {auth!r}: configure both alike"
         if self.purpose not in PURPOSES:
             return f"{ours.node_id} knows no connections for {self.purpose!r}"
-        if ours.node_id == theirs.node_id:
+        if ours.node_id == theirs.node_id and self.purpose != CALL:  # who wants to join under a taken id is told so
             return f"{ours.node_id} is the id of both sides: a peer cannot talk to itself or to its namesake"
         return None
 

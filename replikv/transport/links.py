@@ -15,9 +15,14 @@ from replikv.settings import Settings
 from replikv.transport.base import Hello, Receiver, Transport
 from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 
-__all__ = ["Backoff", "Link", "LinkedTransport", "admit_expected"]
+__all__ = ["STRANGERS_MAX", "Backoff", "Link", "LinkedTransport", "admit_expected", "admit_stranger"]
 
 log = structlog.get_logger(__name__)
+
+STRANGERS_MAX: Final = 16
+"""Strangers that are answered at once. They come to join, and changes of the membership go one by one: more would only
+wait for each other. Members are counted apart: strangers take no room from them.
+"""
 
 JITTER: Final = 0.5
 """Up to this part of a pause is left out, at random: peers that lost each other at once do not dial at once."""
@@ -54,6 +59,13 @@ def admit_expected(receiver: Receiver, node_id: str, address: str, hello: Hello)
     if hello.node_id != node_id:
         return f"{address} was dialed as {node_id} and is {hello.node_id}"
     return receiver.admit(hello)
+
+
+def admit_stranger(served: int) -> str | None:
+    """The answer to one more stranger while so many are served."""
+    if served >= STRANGERS_MAX:
+        return f"{served} strangers are being answered already: call again later, or another member"
+    return None
 
 
 class Link(abc.ABC):
@@ -186,12 +198,16 @@ class LinkedTransport(Transport):
         """Holds every task; None before ``run`` and after."""
 
     def set_peer(self, node_id: str, address: str | None) -> None:
-        """Keep a link to the peer at this address, before ``run`` or during it. The same address again does nothing."""
+        """Keep a link to the peer at this address, before ``run`` or during it. The same address again does nothing.
+
+        None also closes what the peer has dialed to us, for it to notice: it dials again, and is judged anew.
+        """
         if address is not None:
             self._check_address(address)
             self._addresses[node_id] = address
         else:
             self._addresses.pop(node_id, None)
+            self._hang_up(node_id)
         link = self._links.get(node_id)
         if link is not None:
             link.redirect(address)
@@ -240,6 +256,10 @@ class LinkedTransport(Transport):
 
     def _check_address(self, address: str) -> None:
         """Raise ConfigurationError for an address that can never be dialed."""
+
+    @abc.abstractmethod
+    def _hang_up(self, node_id: str) -> None:
+        """Close every connection that the peer has dialed to us, calls aside: these are nobody's in particular."""
 
     @abc.abstractmethod
     def _make_link(self, node_id: str) -> Link:

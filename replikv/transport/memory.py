@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+import functools
 import heapq
 import itertools
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Final, NamedTuple
 
 import trio
 
 from replikv.errors import ConfigurationError
 from replikv.settings import Settings
-from replikv.transport.base import Channel, Receiver
-from replikv.transport.links import Link, LinkedTransport, admit_expected
+from replikv.transport.base import Channel, Hello, Receiver
+from replikv.transport.links import Link, LinkedTransport, admit_expected, admit_stranger
 from replikv.transport.outbox import FRAME_OVERHEAD_BYTES
 from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 
@@ -113,8 +114,14 @@ class MemoryNetwork:
 
     def _leave(self, address: str) -> None:
         transport = self._listening.pop(address)
-        for pipe in [pipe for pipe in self._channels if transport in pipe.transports]:
+        for pipe in [pipe for pipe in self._channels if transport in (pipe.near, pipe.far)]:
             pipe.snap()
+
+    def _expel(self, node_id: str, target: MemoryTransport) -> None:
+        """Break every channel that the node has opened to the transport."""
+        for pipe in [pipe for pipe in self._channels if pipe.far is target]:
+            if pipe.near is not None and pipe.near.node_id == node_id:
+                pipe.snap()
 
     def _lag_s(self) -> float:
         """How long the next frame takes."""
@@ -126,21 +133,29 @@ class MemoryNetwork:
 
     def _connect(self, caller: MemoryTransport, node_id: str, address: str) -> MemoryTransport:
         """Who listens there, once both sides admit each other. Raises PeerConnectionError."""
-        if caller.stopped.is_set():
+        if caller.stopped:
             raise PeerConnectionError("this transport has stopped")
-        target = self._listening.get(address)
-        if target is None:
-            raise PeerConnectionError(f"nobody listens on {address!r}")
-        us, them = caller.receiver.hello(), target.receiver.hello()
-        if not (self.reaches(us.node_id, them.node_id) and self.reaches(them.node_id, us.node_id)):
-            raise PeerConnectionError(f"{address!r} did not answer")
-        declined = admit_expected(caller.receiver, node_id, address, them)
+        us = caller.receiver.hello()
+        target = self._reach(us, address)
+        declined = admit_expected(caller.receiver, node_id, address, target.receiver.hello())
         if declined is not None:
             raise DeclinedError(declined)
         reason = target.receiver.admit(us)
         if reason is not None:
             raise RefusedError(reason)
         return target
+
+    def _reach(self, us: Hello, address: str) -> MemoryTransport:
+        """Who listens there, if each side hears the other. Raises PeerConnectionError."""
+        target = self._listening.get(address)
+        if target is None:
+            raise PeerConnectionError(f"nobody listens on {address!r}")
+        if not self._both_ways(us.node_id, target.node_id):
+            raise PeerConnectionError(f"{address!r} did not answer")
+        return target
+
+    def _both_ways(self, one: str, other: str) -> bool:
+        return self.reaches(one, other) and self.reaches(other, one)
 
     def _carry(self, session: _Session, frame: bytes) -> None:
         """Have a frame arrive, or not, or twice."""
@@ -161,26 +176,32 @@ class MemoryNetwork:
 
     def _break_channels(self) -> None:
         for pipe in list(self._channels):
-            near, far = (transport.node_id for transport in pipe.transports)
-            if not (self.reaches(near, far) and self.reaches(far, near)):
+            if not self._both_ways(*pipe.node_ids):
                 pipe.snap()
 
 
 class _Session:
     """One connection from a link to the transport of its peer, from admission until either side is gone."""
 
-    __slots__ = ("frames", "in_order_due", "open", "queued_bytes", "sender", "target")
+    __slots__ = ("ended", "frames", "in_order_due", "open", "queued_bytes", "sender", "target")
 
     def __init__(self, sender: str, target: MemoryTransport) -> None:
         self.sender = sender
         self.target = target
         self.open = True
         """What arrives once it is closed is dropped."""
+        self.ended = trio.Event()
+        """Set when the target has closed it: what a closed socket tells the other side."""
         self.in_order_due = 0.0
         """No frame that keeps its place arrives before this."""
         self.frames = 0
         self.queued_bytes = 0
         """The cost of ``frames``, those on their way. A lost frame is never on its way, a copy costs nothing."""
+
+    def hang_up(self) -> None:
+        """Close it from the target's side."""
+        self.open = False
+        self.ended.set()
 
 
 class _Delivery(NamedTuple):
@@ -210,8 +231,12 @@ class MemoryTransport(LinkedTransport):
         """A heap of what others have sent us. Bounded on each link by ``outbox_bytes_max``."""
         self._numbers = itertools.count()
         self._arrival = trio.Event()
-        self.stopped = trio.Event()
-        """Set when ``run`` has ended: what a closed socket tells the other side."""
+        self._incoming: set[_Session] = set()
+        """What others' links have open to us."""
+        self._strangers = 0
+        """Calls that are being served, or are about to be."""
+        self.stopped = False
+        """Whether ``run`` has ended."""
 
     @property
     def receiver(self) -> Receiver:
@@ -244,7 +269,9 @@ class MemoryTransport(LinkedTransport):
         finally:
             self._nursery = None
             self.network._leave(listen)
-            self.stopped.set()
+            self.stopped = True
+            for session in self._incoming:
+                session.hang_up()
 
     async def open_channel(self, node_id: str) -> Channel:
         """A channel to the peer; lost when a partition or the end of either side comes between. Raises OSError."""
@@ -256,9 +283,31 @@ class MemoryTransport(LinkedTransport):
             target = self.network._connect(self, node_id, address)
         except PeerConnectionError as exc:
             raise OSError(errno.ECONNREFUSED, f"no channel to {node_id}: {exc}") from exc
-        near_end, far_end = _Pipe(self.network, self, target).ends
-        target._serve(self.node_id, far_end)
+        near_end, far_end = _Pipe(self.network, (self.node_id, target.node_id), self, target).ends
+        target._serve_channel(self.node_id, far_end)
         return near_end
+
+    async def call(self, address: str, hello: Hello, settings: Settings) -> Channel:
+        """A channel to whoever listens there; lost when a partition or the end of that one comes between.
+
+        Faults count the caller by the node id of its hello. Raises ConfigurationError, OSError.
+        """
+        self._check_address(address)
+        with trio.move_on_after(settings.connect_timeout_s):
+            await self.network._round_trip()
+            try:
+                target = self.network._reach(hello, address)
+                reason = admit_stranger(target._strangers)
+                if reason is not None:
+                    raise RefusedError(reason)
+            except PeerConnectionError as exc:
+                raise OSError(errno.ECONNREFUSED, f"no call to {address!r}: {exc}") from exc
+            near_end, far_end = _Pipe(self.network, (hello.node_id, target.node_id), None, target).ends
+            target._serve_stranger(hello, far_end)
+            return near_end
+        raise OSError(
+            errno.ETIMEDOUT, f"no call to {address!r}: it did not answer within {settings.connect_timeout_s} s"
+        )
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
@@ -268,6 +317,12 @@ class MemoryTransport(LinkedTransport):
 
     def _make_link(self, node_id: str) -> Link:
         return _MemoryLink(self, node_id, self._settings)
+
+    def _hang_up(self, node_id: str) -> None:
+        for session in self._incoming:
+            if session.sender == node_id:
+                session.hang_up()
+        self.network._expel(node_id, self)
 
     # -- arriving ------------------------------------------------------------------------------------------------------
 
@@ -293,17 +348,24 @@ class MemoryTransport(LinkedTransport):
             self._count_received(session.sender, 1)
             self.receiver.receive(session.sender, delivery.frame)
 
-    def _serve(self, node_id: str, channel: Channel) -> None:
-        assert self._nursery is not None
-        self._nursery.start_soon(self._serve_channel, node_id, channel)
+    # -- channels ------------------------------------------------------------------------------------------------------
 
-    async def _serve_channel(self, node_id: str, channel: Channel) -> None:
-        try:
-            await self.receiver.serve_channel(node_id, channel)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel):
-            pass
-        finally:
-            await channel.aclose()
+    def _serve_channel(self, node_id: str, channel: Channel) -> None:
+        assert self._nursery is not None
+        serve = functools.partial(self.receiver.serve_channel, node_id, channel)
+        self._nursery.start_soon(_until_over, serve, channel)
+
+    def _serve_stranger(self, hello: Hello, channel: Channel) -> None:
+        assert self._nursery is not None
+        self._strangers += 1  # now, not when the task starts: others may call before that
+
+        async def serve() -> None:
+            try:
+                await self.receiver.serve_stranger(hello, channel)
+            finally:
+                self._strangers -= 1
+
+        self._nursery.start_soon(_until_over, serve, channel)
 
 
 class _MemoryLink(Link):
@@ -338,20 +400,40 @@ class _MemoryLink(Link):
     async def _connect_and_hold(self, address: str) -> None:
         await self._near.network._round_trip()
         target = self._near.network._connect(self._near, self.node_id, address)
-        self._session = _Session(self._near.node_id, target)
-        self._up()
-        await target.stopped.wait()
+        session = self._session = _Session(self._near.node_id, target)
+        target._incoming.add(session)
+        try:
+            self._up()
+            await session.ended.wait()
+        finally:
+            target._incoming.discard(session)
         raise PeerConnectionError("the other side has closed the connection")
 
 
 # -- channels ----------------------------------------------------------------------------------------------------------
 
 
+async def _until_over(serve: Callable[[], Awaitable[None]], channel: Channel) -> None:
+    """Serve a channel until its server returns, or it breaks under it; then it is closed."""
+    try:
+        await serve()
+    except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel):
+        pass
+    finally:
+        await channel.aclose()
+
+
 class _Pipe:
     """Both directions of a channel, and the two transports that it lies between."""
 
-    def __init__(self, network: MemoryNetwork, near: MemoryTransport, far: MemoryTransport) -> None:
-        self.transports = (near, far)
+    def __init__(
+        self, network: MemoryNetwork, node_ids: tuple[str, str], near: MemoryTransport | None, far: MemoryTransport
+    ) -> None:
+        self.node_ids = node_ids
+        """Of who opened it and of who serves it, for faults."""
+        self.near = near
+        """Whose end breaks it, beside that of ``far``; None for a call, which belongs to no transport."""
+        self.far = far
         self.network = network
         self.snapped = False
         there_in, there_out = trio.open_memory_channel[bytes](CHANNEL_FRAMES_MAX)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import errno
+import functools
 import random
 import ssl
 import weakref
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 import trio
@@ -18,8 +18,8 @@ from replikv.settings import Settings
 from replikv.transport.addresses import Address, parse_address
 from replikv.transport.base import Channel, Hello, Receiver
 from replikv.transport.connection import Connection, ConnectionLostError, StreamChannel, tune
-from replikv.transport.handshake import CHANNEL, FRAMES, Initiator, Responder
-from replikv.transport.links import Link, LinkedTransport, admit_expected
+from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator, Responder
+from replikv.transport.links import Link, LinkedTransport, admit_expected, admit_stranger
 from replikv.transport.outbox import Outbox
 from replikv.transport.wire import FrameDecoder, PeerConnectionError, encode_frames
 
@@ -33,7 +33,7 @@ milliseconds where nothing is wrong, so whoever has waited longest is the least 
 """
 
 CONNECTIONS_MAX: Final = 1024
-"""Admitted connections in all: 50 processes use about 100."""
+"""Connections of members in all: 50 processes use about 100."""
 
 CHANNELS_PER_PEER_MAX: Final = 8
 """Channels that one peer may have open here; a snapshot takes one."""
@@ -63,9 +63,9 @@ class TcpTransport(LinkedTransport):
         self._settings = Settings()
         self._handshakes: dict[trio.CancelScope, None] = {}
         """Accepted and not yet admitted, oldest first."""
-        self._incoming: dict[str, trio.CancelScope] = {}
-        """The connection that each peer sends us frames on."""
-        self._channels_in: Counter[str] = Counter()
+        self._accepted: dict[Connection, _Visit] = {}
+        """What others have dialed and we admitted, from the moment of admission: not one too many gets in, and none is
+        missed when its peer is dropped."""
         self._channels_out: weakref.WeakSet[Connection] = weakref.WeakSet()
         """Under channels that we opened: they live in the tasks of whoever uses them, and end with ``run``."""
 
@@ -105,7 +105,7 @@ class TcpTransport(LinkedTransport):
         if self._nursery is None or address is None:
             raise OSError(errno.EHOSTUNREACH, f"no channel to {node_id}: its address is not known, or we do not run")
         try:
-            connection = await self._dial(node_id, address, CHANNEL)
+            connection = await self._dial_peer(node_id, address, CHANNEL)
         except PeerConnectionError as exc:
             raise OSError(errno.ECONNREFUSED, f"no channel to {node_id}: {exc}") from exc
         if self._nursery is None:
@@ -114,6 +114,19 @@ class TcpTransport(LinkedTransport):
         self._channels_out.add(connection)
         return StreamChannel(connection, self._settings.frame_bytes_max)
 
+    async def call(self, address: str, hello: Hello, settings: Settings) -> Channel:
+        """A connection of its own to whoever listens there. Raises ConfigurationError, OSError.
+
+        Bounded by these settings: dial and handshake by ``connect_timeout_s``, frames by ``frame_bytes_max``.
+        """
+        try:
+            connection = await _dial(
+                address, lambda: Initiator(hello, CALL, lambda _: None), settings.connect_timeout_s
+            )
+        except PeerConnectionError as exc:
+            raise OSError(errno.ECONNREFUSED, f"no call to {address}: {exc}") from exc
+        return StreamChannel(connection, settings.frame_bytes_max)
+
     # -- dialing -------------------------------------------------------------------------------------------------------
 
     def _check_address(self, address: str) -> None:
@@ -121,29 +134,16 @@ class TcpTransport(LinkedTransport):
 
     def _make_link(self, node_id: str) -> Link:
         assert self._receiver is not None
-        return _TcpLink(self._dial, node_id, self._receiver, self._settings, self._random)
+        return _TcpLink(self._dial_peer, node_id, self._receiver, self._settings, self._random)
 
-    async def _dial(self, node_id: str, address: str, purpose: str) -> Connection:
+    async def _dial_peer(self, node_id: str, address: str, purpose: str) -> Connection:
         """A connection that both sides admitted. Raises PeerConnectionError."""
-        receiver, timeout_s = self._receiver, self._settings.connect_timeout_s
+        receiver = self._receiver
         assert receiver is not None
-        with trio.move_on_after(timeout_s):
-            try:
-                stream = await trio.open_tcp_stream(*parse_address(address))
-            except OSError as exc:
-                raise ConnectionLostError(f"{address} cannot be reached: {_dial_failure(exc)}") from exc
-            connection = Connection(stream)
-            handshake = Initiator(
-                receiver.hello(), purpose, lambda hello: admit_expected(receiver, node_id, address, hello)
-            )
-            try:
-                tune(stream, timeout_s)
-                await connection.shake_hands(handshake)
-            except BaseException:
-                await connection.aclose()
-                raise
-            return connection
-        raise ConnectionLostError(f"{address} did not answer within {timeout_s} s")
+        admit = functools.partial(admit_expected, receiver, node_id, address)
+        return await _dial(
+            address, lambda: Initiator(receiver.hello(), purpose, admit), self._settings.connect_timeout_s
+        )
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
@@ -154,11 +154,10 @@ class TcpTransport(LinkedTransport):
                 hello, purpose = await self._shake_hands(connection)
             except PeerConnectionError as fault:
                 log.info("connection not admitted", reason=str(fault))
-                return
-            if purpose == CHANNEL:
-                await self._serve_channel(connection, hello.node_id)
             else:
-                await self._receive_frames(connection, hello.node_id)
+                await self._serve(connection, hello, purpose)
+            finally:
+                self._accepted.pop(connection, None)
 
     async def _shake_hands(self, connection: Connection) -> tuple[Hello, str]:
         """Who dialed, and what for. Raises PeerConnectionError."""
@@ -167,7 +166,7 @@ class TcpTransport(LinkedTransport):
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
             oldest.cancel()
-        handshake = Responder(self._receiver.hello(), self._admit)
+        handshake = Responder(self._receiver.hello(), functools.partial(self._admit, connection))
         with trio.move_on_after(self._settings.connect_timeout_s) as scope:
             self._handshakes[scope] = None
             try:
@@ -176,55 +175,74 @@ class TcpTransport(LinkedTransport):
                 self._handshakes.pop(scope, None)
         raise ConnectionLostError("its handshake took too long")
 
-    def _admit(self, hello: Hello, purpose: str) -> str | None:
+    def _admit(self, connection: Connection, hello: Hello, purpose: str) -> str | None:
+        reason = self._judge(hello, purpose)
+        if reason is None:
+            visit = _Visit(hello.node_id, purpose)
+            if purpose == FRAMES:  # the former one is half-open then, and its machine may never tell
+                self._close(visit)
+            self._accepted[connection] = visit
+        return reason
+
+    def _judge(self, hello: Hello, purpose: str) -> str | None:
         assert self._receiver is not None
-        if len(self._incoming) + self._channels_in.total() >= CONNECTIONS_MAX:
+        visits = list(self._accepted.values())
+        strangers = sum(visit.purpose == CALL for visit in visits)
+        if purpose == CALL:
+            return admit_stranger(strangers)
+        if len(visits) - strangers >= CONNECTIONS_MAX:
             return f"{CONNECTIONS_MAX} connections are open already"
-        if purpose == CHANNEL and self._channels_in[hello.node_id] >= CHANNELS_PER_PEER_MAX:
+        if purpose == CHANNEL and visits.count(_Visit(hello.node_id, CHANNEL)) >= CHANNELS_PER_PEER_MAX:
             return f"{hello.node_id} has {CHANNELS_PER_PEER_MAX} channels open already"
         return self._receiver.admit(hello)
 
-    async def _receive_frames(self, connection: Connection, node_id: str) -> None:
-        """Hand frames on until the connection ends, or a newer one of the same peer takes its place: then this one is
-        half-open, and its machine may never tell.
-        """
-        assert self._receiver is not None
-        receive, decoder = self._receiver.receive, FrameDecoder(self._settings.frame_bytes_max)
-        with trio.CancelScope() as scope:
-            former = self._incoming.get(node_id)
-            if former is not None:
-                former.cancel()
-            self._incoming[node_id] = scope
-            try:
-                while True:
-                    try:
-                        data = await connection.receive()
-                        frames = decoder.feed(data)
-                    except PeerConnectionError as fault:
-                        log.info("connection of peer lost", node_id=node_id, reason=str(fault))
-                        return
-                    if not data:
-                        return
-                    self._count_received(node_id, len(frames))
-                    for frame in frames:
-                        receive(node_id, frame)
-            finally:
-                if self._incoming.get(node_id) is scope:
-                    del self._incoming[node_id]
+    def _hang_up(self, node_id: str) -> None:
+        self._close(_Visit(node_id, FRAMES), _Visit(node_id, CHANNEL))
 
-    async def _serve_channel(self, connection: Connection, node_id: str) -> None:
+    def _close(self, *visits: _Visit) -> None:
+        """Close the connections of these visits under the tasks that serve them: to those they break."""
+        for connection in [connection for connection, visit in self._accepted.items() if visit in visits]:
+            connection.close()
+
+    async def _serve(self, connection: Connection, hello: Hello, purpose: str) -> None:
         assert self._receiver is not None
+        if purpose == FRAMES:
+            await self._receive_frames(connection, hello.node_id)
+            return
         channel = StreamChannel(connection, self._settings.frame_bytes_max)
-        self._channels_in[node_id] += 1
         try:
-            await self._receiver.serve_channel(node_id, channel)
+            if purpose == CALL:
+                await self._receiver.serve_stranger(hello, channel)
+            else:
+                await self._receiver.serve_channel(hello.node_id, channel)
         except trio.EndOfChannel:
             pass
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            log.info("channel of peer lost", node_id=node_id, reason=str(exc))
-        finally:
-            self._channels_in[node_id] -= 1
-            self._channels_in += Counter()  # forgets those at 0
+            log.info("channel lost", node_id=hello.node_id, purpose=purpose, reason=str(exc))
+
+    async def _receive_frames(self, connection: Connection, node_id: str) -> None:
+        """Hand frames on until the connection ends."""
+        assert self._receiver is not None
+        receive, decoder = self._receiver.receive, FrameDecoder(self._settings.frame_bytes_max)
+        while True:
+            try:
+                data = await connection.receive()
+                frames = decoder.feed(data)
+            except PeerConnectionError as fault:
+                log.info("connection of peer lost", node_id=node_id, reason=str(fault))
+                return
+            if not data:
+                return
+            self._count_received(node_id, len(frames))
+            for frame in frames:
+                receive(node_id, frame)
+
+
+class _Visit(NamedTuple):
+    """Who has dialed us, and what for."""
+
+    node_id: str
+    purpose: str
 
 
 Dial: TypeAlias = Callable[[str, str, str], Awaitable[Connection]]
@@ -296,6 +314,27 @@ class _TcpLink(Link):
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
+
+
+async def _dial(address: str, handshake: Callable[[], Initiator], timeout_s: float) -> Connection:
+    """A connection whose handshake is done, all within so many seconds. Raises PeerConnectionError.
+
+    The handshake is made once there is a connection: what it says of us is true then.
+    """
+    with trio.move_on_after(timeout_s):
+        try:
+            stream = await trio.open_tcp_stream(*parse_address(address))
+        except OSError as exc:
+            raise ConnectionLostError(f"{address} cannot be reached: {_dial_failure(exc)}") from exc
+        connection = Connection(stream)
+        try:
+            tune(stream, timeout_s)
+            await connection.shake_hands(handshake())
+        except BaseException:
+            await connection.aclose()
+            raise
+        return connection
+    raise ConnectionLostError(f"{address} did not answer within {timeout_s} s")
 
 
 def _dial_failure(exc: OSError) -> str:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from replikv.errors import ConfigurationError
 from replikv.transport.base import Hello
 from replikv.transport.handshake import (
+    CALL,
     CHANNEL,
     FRAMES,
     HANDSHAKE_BYTES_MAX,
@@ -52,8 +53,10 @@ FIELDS: dict[str, Any] = {
 GONE = object()
 
 
-def initiator(hello: Hello = A, admit: Callable[[Hello], str | None] = lambda hello: None) -> Initiator:
-    return Initiator(hello, FRAMES, admit)
+def initiator(
+    hello: Hello = A, admit: Callable[[Hello], str | None] = lambda hello: None, purpose: str = FRAMES
+) -> Initiator:
+    return Initiator(hello, purpose, admit)
 
 
 def responder(hello: Hello = B, admit: Callable[[Hello, str], str | None] = lambda hello, purpose: None) -> Responder:
@@ -112,10 +115,11 @@ def test_the_highest_common_version(ours: tuple[int, int], theirs: tuple[int, in
     assert dialer.established
 
 
-def test_no_common_version() -> None:
+@pytest.mark.parametrize("purpose", [FRAMES, CHANNEL, CALL])
+def test_no_common_version(purpose: str) -> None:
     """Ranges that do not meet are refused in a sentence with both of them, before anybody is admitted."""
     hello = dataclasses.replace(A, protocol_min=3, protocol_max=4)
-    dialer, accepter = initiator(hello), responder(dataclasses.replace(B, protocol_max=2))
+    dialer, accepter = initiator(hello, purpose=purpose), responder(dataclasses.replace(B, protocol_max=2))
     assert ["hello", "refusal"] == carry(dialer, accepter)
     assert dialer.refusal == accepter.refusal
     assert dialer.refusal is not None
@@ -145,16 +149,30 @@ def test_the_dialer_refuses(sentence: str) -> None:
     assert (sentence, sentence) == (dialer.refusal, accepter.refusal)
 
 
-def test_a_namesake_is_refused() -> None:
+@pytest.mark.parametrize("hello", [A, B, dataclasses.replace(A, cluster_id=""), dataclasses.replace(B, cluster_id="x")])
+def test_who_calls_may_be_anybody(hello: Hello) -> None:
+    """A call is not refused for the dialer's cluster, nor for the responder's own node id: that is said over it."""
+    dialer, accepter = initiator(hello, purpose=CALL), responder(B)
+    assert ["hello", "challenge", "proof", "proof"] == carry(dialer, accepter)
+    assert (True, True) == (dialer.established, accepter.established)
+    assert (CALL, hello) == (accepter.purpose, accepter.theirs)
+
+
+@pytest.mark.parametrize("purpose", [FRAMES, CHANNEL])
+def test_a_namesake_is_refused(purpose: str) -> None:
     """A peer that answers under our own id is ourselves, or a mistake."""
-    dialer, accepter = initiator(), responder(A)
+    dialer, accepter = initiator(purpose=purpose), responder(A)
     assert ["hello", "refusal"] == carry(dialer, accepter)
     assert "a is the id of both sides" in str(dialer.refusal)
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
-    [({"auth": "hmac-sha256"}, "hmac-sha256"), ({"purpose": "gossip"}, "gossip")],
+    [
+        ({"auth": "hmac-sha256"}, "hmac-sha256"),
+        ({"auth": "hmac-sha256", "purpose": CALL}, "hmac-sha256"),
+        ({"purpose": "gossip"}, "gossip"),
+    ],
 )
 def test_what_a_later_version_may_ask_for(fields: dict[str, Any], words: str) -> None:
     """Another authentication or purpose is well-formed: it is refused in words, not cut off."""
@@ -225,19 +243,21 @@ def test_malformed_bytes(body: bytes, words: str) -> None:
             side.receive(body)
 
 
-def test_a_proof_is_empty_without_authentication() -> None:
+@pytest.mark.parametrize("purpose", [FRAMES, CHANNEL, CALL])
+def test_a_proof_is_empty_without_authentication(purpose: str) -> None:
     """Bytes of proof where none was asked for are a protocol error, and so is a second hello."""
-    for body in (MAGIC + cbor2.dumps({"kind": "proof", "proof": b"x"}), frame()):
+    for body in (MAGIC + cbor2.dumps({"kind": "proof", "proof": b"x"}), frame(purpose=purpose)):
         accepter = responder()
-        accepter.receive(frame())
+        accepter.receive(frame(purpose=purpose))
         with pytest.raises(ProtocolError):
             accepter.receive(body)
 
 
-def test_an_answer_for_another_purpose() -> None:
+@pytest.mark.parametrize(("asked", "answered"), [(FRAMES, CHANNEL), (FRAMES, CALL), (CALL, CHANNEL), (CHANNEL, CALL)])
+def test_an_answer_for_another_purpose(asked: str, answered: str) -> None:
     """A responder that speaks of another purpose than the dialer's is not followed."""
-    with pytest.raises(ProtocolError, match="channel"):
-        initiator().receive(frame(kind="challenge", node_id="b", purpose="channel"))
+    with pytest.raises(ProtocolError, match=f"'{asked}' was answered as one for '{answered}'"):
+        initiator(purpose=asked).receive(frame(kind="challenge", node_id="b", purpose=answered))
 
 
 def test_a_refusal_is_fit_for_a_log() -> None:
@@ -264,10 +284,14 @@ def test_any_bytes_are_a_protocol_error(body: bytes, rest: bytes) -> None:
             side.receive(MAGIC + body + rest)
 
 
-@given(position=st.integers(min_value=0, max_value=len(frame()) - 1), value=st.integers(min_value=0, max_value=255))
-def test_one_changed_byte(position: int, value: int) -> None:
+@given(
+    purpose=st.sampled_from([FRAMES, CHANNEL, CALL]),
+    position=st.integers(min_value=0, max_value=len(frame(purpose=CALL)) - 1),
+    value=st.integers(min_value=0, max_value=255),
+)
+def test_one_changed_byte(purpose: str, position: int, value: int) -> None:
     """A hello with one byte changed is understood, refused in words, or a protocol error."""
-    body = bytearray(frame())
+    body = bytearray(frame(purpose=purpose))
     body[position] = value
     accepter = responder()
     try:

@@ -8,7 +8,7 @@ import trio
 import trio.testing
 
 from replikv.settings import Settings
-from replikv.testing.transport_suite import RecordingReceiver
+from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.links import Backoff, Link
 from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
 

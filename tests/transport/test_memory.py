@@ -11,12 +11,14 @@ import trio.testing
 
 from replikv.errors import ConfigurationError
 from replikv.settings import Settings
-from replikv.testing.transport_suite import RecordingReceiver, RunningTransport
-from replikv.transport.base import Channel
+from replikv.testing.transport_fixture import RecordingReceiver, RunningTransport
+from replikv.transport.base import Channel, Hello
+from replikv.transport.links import STRANGERS_MAX
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 
 SETTINGS = Settings()
 NODES = ("a", "b", "c")
+CALLER = Hello(cluster_id="", node_id="newcomer", incarnation="i")
 
 
 async def start(nursery: trio.Nursery, network: MemoryNetwork, node_id: str) -> RunningTransport:
@@ -270,3 +272,107 @@ async def test_alone_without_a_network(autojump_clock: trio.testing.MockClock) -
 
             assert "a" == await nursery.start(run)
         nursery.cancel_scope.cancel()
+
+
+async def test_a_forgotten_peer_is_not_heard(autojump_clock: trio.testing.MockClock) -> None:
+    """What is on its way from a peer when it is dropped does not arrive any more, and its connection ends."""
+    network = MemoryNetwork()
+    async with connected(network, *NODES) as peers:
+        network.set_faults(delay_s=(1.0, 1.0))
+        for sender in ("a", "c"):
+            peers[sender].transport.send("b", b"frame")
+        await trio.sleep(0.5)
+        peers["b"].transport.set_peer("a", None)
+        await peers["a"].receiver.wait_event("disconnected", "b")
+        await trio.sleep(2)
+        assert [("c", b"frame")] == peers["b"].receiver.frames
+        network.set_faults()
+        for times in range(2, 22):  # the order of tasks that run at the same instant is trio's to draw
+            await peers["a"].receiver.wait_event("connected", "b", times=times)
+            peers["a"].transport.send("b", b"frame")
+            peers["b"].transport.set_peer("a", None)
+        await peers["a"].receiver.wait_event("connected", "b", times=22)
+        assert [("c", b"frame")] == peers["b"].receiver.frames
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+async def test_faults_count_a_caller_by_its_node_id(autojump_clock: trio.testing.MockClock) -> None:
+    """A call fails where its node id is cut off, and one that is open breaks on both sides."""
+    network = MemoryNetwork()
+    async with connected(network, "a", "b") as peers:
+        caller, broken = MemoryTransport(network), trio.Event()
+
+        async def receive(hello: Hello, channel: Channel) -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                await channel.receive()
+            broken.set()
+
+        spared = await caller.call("a", Hello(cluster_id="", node_id="b", incarnation="i"), SETTINGS)
+        await trio.testing.wait_all_tasks_blocked()
+        peers["a"].receiver.serve_call = receive
+        doomed = await caller.call("a", CALLER, SETTINGS)
+        await trio.testing.wait_all_tasks_blocked()
+        network.isolate("newcomer")
+        await broken.wait()
+        with pytest.raises(trio.BrokenResourceError):
+            await doomed.send(b"frame")
+        with pytest.raises(OSError, match="did not answer"):
+            await caller.call("a", CALLER, SETTINGS)
+        await spared.send(b"frame")
+        assert b"frame" == await spared.receive()
+        network.heal()
+        await caller.call("a", CALLER, SETTINGS)
+        await peers["a"].receiver.wait_until(lambda: len(peers["a"].receiver.strangers) == 3)
+        assert ["b", "newcomer", "newcomer"] == [hello.node_id for hello in peers["a"].receiver.strangers]
+
+
+async def test_a_call_over_a_slow_way(autojump_clock: trio.testing.MockClock) -> None:
+    """A call takes a round trip, and is given up after connect_timeout_s."""
+    network = MemoryNetwork()
+    async with connected(network, "a") as peers:
+        began = trio.current_time()
+        network.set_faults(delay_s=(2.0, 2.0))
+        await (await MemoryTransport(network).call("a", CALLER, SETTINGS)).aclose()
+        assert 4.0 == pytest.approx(trio.current_time() - began)
+        network.set_faults(delay_s=(3.0, 3.0))
+        with pytest.raises(OSError, match=r"did not answer within 5\.0 s"):
+            await MemoryTransport(network).call("a", CALLER, SETTINGS)
+        assert 9.0 == pytest.approx(trio.current_time() - began)
+        assert [CALLER] == peers["a"].receiver.strangers
+
+
+async def test_callers_at_once_are_bounded(autojump_clock: trio.testing.MockClock) -> None:
+    """Of many that call at the same instant exactly STRANGERS_MAX are served; the others hear why not."""
+    network = MemoryNetwork()
+    async with connected(network, "a") as peers:
+        channels, refusals = list[Channel](), list[str]()
+
+        async def call() -> None:
+            try:
+                channels.append(await MemoryTransport(network).call("a", CALLER, SETTINGS))
+            except OSError as exc:
+                refusals.append(str(exc))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2 * STRANGERS_MAX):
+                nursery.start_soon(call)
+        assert (STRANGERS_MAX, STRANGERS_MAX) == (len(channels), len(refusals))
+        assert all(f"{STRANGERS_MAX} strangers are being answered already" in refusal for refusal in refusals)
+        await trio.testing.wait_all_tasks_blocked()
+        assert STRANGERS_MAX == len(peers["a"].receiver.strangers)
+
+
+async def test_a_bug_in_serving_a_stranger_ends_run(autojump_clock: trio.testing.MockClock) -> None:
+    """A stranger is served in the nursery of who answers: what the receiver raises there is not swallowed."""
+    network = MemoryNetwork()
+
+    async def fail(hello: Hello, channel: Channel) -> None:
+        raise ZeroDivisionError
+
+    with pytest.RaisesGroup(ZeroDivisionError, allow_unwrapped=True, flatten_subgroups=True):
+        async with connected(network, "a") as peers:
+            peers["a"].receiver.serve_call = fail
+            await MemoryTransport(network).call("a", CALLER, SETTINGS)
+            await trio.sleep_forever()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import socket
 import ssl
 import struct
@@ -16,11 +17,12 @@ import trio
 
 from replikv.errors import ConfigurationError, InternalError
 from replikv.settings import Settings
-from replikv.testing.transport_suite import RecordingReceiver
+from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.addresses import parse_address
-from replikv.transport.base import Hello
+from replikv.transport.base import Channel, Hello
 from replikv.transport.connection import Connection, ConnectionLostError, tune
-from replikv.transport.handshake import CHANNEL, FRAMES, Initiator, Responder
+from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator, Responder
+from replikv.transport.links import STRANGERS_MAX
 from replikv.transport.tcp import CHANNELS_PER_PEER_MAX, HANDSHAKES_MAX, TcpTransport
 from replikv.transport.wire import RefusedError, encode_frames
 
@@ -371,3 +373,142 @@ async def test_channels_of_a_peer_are_bounded() -> None:
         assert b"" == await wait_closed(streams[0])
         async with await dial_admitted(address, CHANNEL):
             pass
+
+
+async def test_a_forgotten_peer_is_hung_up_on_at_once() -> None:
+    """What a peer has sent and we have not read when it is dropped, is not heard any more."""
+    async with serving() as (transport, receiver, address), await dial_admitted(address) as stream:
+        await stream.send_all(encode_frames([b"before"]))
+        assert [b"before"] == await receiver.wait_frames(1)
+        os.write(
+            stream.socket.fileno(), encode_frames([b"after"])
+        )  # no checkpoint: it is there, and nobody has read it
+        transport.set_peer("stranger", None)
+        assert b"" == await wait_closed(stream)
+        assert [("stranger", b"before")] == receiver.frames
+
+
+async def test_a_forgotten_peer_waits_for_no_server() -> None:
+    """Its channel is closed while whoever serves it is at something else; that one ends by itself, and run goes on."""
+    async with serving() as (transport, receiver, address):
+        done, outcome = trio.Event(), list[str]()
+
+        async def busy(node_id: str, channel: Channel) -> None:
+            await done.wait()
+            try:
+                await channel.send(b"frame")
+            except trio.BrokenResourceError:
+                outcome.append(node_id)
+                raise
+
+        receiver.serve = busy
+        async with await dial_admitted(address, CHANNEL) as stream:
+            transport.set_peer("stranger", None)
+            assert b"" == await wait_closed(stream)
+        done.set()
+        async with await dial_admitted(address) as stream:
+            await stream.send_all(encode_frames([b"frame"]))
+            assert [b"frame"] == await receiver.wait_frames(1)
+        assert ["stranger"] == outcome
+
+
+# -- calls -------------------------------------------------------------------------------------------------------------
+
+
+async def test_callers_at_once_are_bounded() -> None:
+    """Of many that call at the same time exactly STRANGERS_MAX are served; the others hear why not."""
+    async with serving() as (_, receiver, address):
+        channels, refusals = list[Channel](), list[str]()
+
+        async def call() -> None:
+            try:
+                channels.append(await TcpTransport().call(address, STRANGER, SETTINGS))
+            except OSError as exc:
+                refusals.append(str(exc))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2 * STRANGERS_MAX):
+                nursery.start_soon(call)
+        assert (STRANGERS_MAX, STRANGERS_MAX) == (len(channels), len(refusals))
+        assert all(f"{STRANGERS_MAX} strangers are being answered already" in refusal for refusal in refusals)
+        for purpose in (FRAMES, CHANNEL):  # as a member
+            async with await dial_admitted(address, purpose):
+                pass
+        for channel in channels:
+            await channel.aclose()
+        assert [STRANGER] * STRANGERS_MAX == receiver.strangers
+
+
+async def test_callers_take_no_room_from_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONNECTIONS_MAX counts members only."""
+    monkeypatch.setattr("replikv.transport.tcp.CONNECTIONS_MAX", 1)
+    async with (
+        serving() as (_, _, address),
+        await dial_admitted(address, CALL),
+        await dial_admitted(address),
+        await dial_admitted(address, CALL),
+    ):
+        with pytest.raises(RefusedError, match="1 connections are open already"):
+            await dial_admitted(address, CHANNEL)
+
+
+async def test_a_call_to_another_version() -> None:
+    """Versions are agreed on as for members, and a refusal is an OSError in the responder's words."""
+    async with serving() as (transport, receiver, address):
+        future = dataclasses.replace(STRANGER, protocol_min=8, protocol_max=9)
+        with pytest.raises(OSError, match=f"no call to {address}: .*1 to 1.*8 to 9"):
+            await transport.call(address, future, SETTINGS)
+        assert [] == receiver.strangers
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (None, r"did not answer within 0\.2 s"),
+        (b"", "hung up during the handshake"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", "the limit is 4096"),
+        (encode_frames([b"hello"]), "not a replikv peer"),
+    ],
+    ids=["nothing", "hangs up", "http", "frame"],
+)
+async def test_a_call_to_who_is_no_peer(said: bytes | None, words: str) -> None:
+    """Whatever listens there, a call ends within connect_timeout_s, in words, and its connection is closed."""
+    with trio.fail_after(DEADLINE_S):
+        async with raw_peer() as (address, listener), trio.open_nursery() as nursery:
+
+            async def answer() -> None:
+                async with await listener.accept() as stream:
+                    hello = await stream.receive_some()
+                    if said is not None:
+                        await stream.send_all(said)
+                        with contextlib.suppress(trio.BrokenResourceError):
+                            await stream.send_eof()
+                    assert hello
+                    assert b"" == await wait_closed(stream)
+
+            nursery.start_soon(answer)
+            with pytest.raises(OSError, match=words):
+                await TcpTransport().call(address, STRANGER, IMPATIENT)
+
+
+async def test_a_call_that_is_cancelled_leaves_nothing() -> None:
+    """The other side sees the connection closed."""
+    with trio.fail_after(DEADLINE_S):
+        async with raw_peer() as (address, listener), trio.open_nursery() as nursery:
+            nursery.start_soon(TcpTransport().call, address, STRANGER, SETTINGS)
+            async with await listener.accept() as stream:
+                await stream.receive_some()
+                nursery.cancel_scope.cancel()
+                with trio.CancelScope(shield=True):
+                    assert b"" == await wait_closed(stream)
+
+
+async def test_a_caller_that_misbehaves() -> None:
+    """A frame over the limit ends the call, and only that."""
+    async with serving() as (_, receiver, address):
+        async with await dial_admitted(address, CALL) as stream:
+            await stream.send_all(struct.pack(">I", SETTINGS.frame_bytes_max + 1))
+            assert b"" == await wait_closed(stream)
+        async with await dial_admitted(address) as stream:
+            await stream.send_all(encode_frames([b"frame"]))
+            assert [b"frame"] == await receiver.wait_frames(1)
