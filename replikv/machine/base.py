@@ -19,8 +19,9 @@ class StateMachine(abc.ABC):
     def apply(self, position: int, command: bytes) -> bytes:
         """Take one command and return its result.
 
-        ``position`` grows by one per command of the log. An exception is a result too, the same on every peer: the
-        caller gets an error, the log goes on. The machine must then be as it was before the command.
+        ``position`` grows by one per command of the log, of which the machine sees only its own; a recovery of the
+        cluster leaves numbers out. An exception is a result too, the same on every peer: the caller gets an error, the
+        log goes on. The machine must then be as it was before the command.
         """
 
     @abc.abstractmethod

@@ -1,7 +1,8 @@
 """The map in many versions (MVCC): what every key held at every retained revision.
 
-Revisions are consecutive; the empty map is at revision 0. Nothing that Python's garbage collector tracks is kept per
-key: the dicts that grow with the map hold atoms only, so it passes them by (a million tuples cost 200 ms a collection).
+Revisions are consecutive above the floor; the empty map is at revision 0. Nothing that Python's garbage collector
+tracks is kept per key: the dicts that grow with the map hold atoms only, so it passes them by (a million tuples cost
+200 ms a collection).
 
 Two floors. The *logical* one is moved by a command, so every replica refuses the same reads. Memory is freed up to
 the *physical* one, later and bit by bit, and never past a pin. Nothing a command computes depends on the physical
@@ -348,6 +349,21 @@ class Keyspace:
             self._retarget()
             self.trim(_TRIM_CHANGES)
         return self.floor
+
+    def advance(self, revisions: int) -> int:
+        """Leave so many revisions out, and return the newest one: as if they had changed nothing, and been compacted.
+
+        For a map whose newest revisions are lost: what comes next must not be taken for one of them. Records keep
+        their revisions; the history goes, so whoever asks for what came after an older one is told that there is a
+        gap. Not a command, and nothing may be pinned. O(history).
+        """
+        if self._firm_pins or self._breakable_pins:
+            raise InternalError("revisions were to be left out of a map that somebody reads")
+        self.compact(self.revision)
+        self.trim(sys.maxsize)
+        self.revision += revisions
+        self.floor = self.physical_floor = self._target = self.revision
+        return self.revision
 
     def pin(self, revision: int | None = None, *, breakable: bool = False) -> Pin:
         """Keep a revision (now by default) readable until the pin is released. Raises as :meth:`get_at` does."""

@@ -51,7 +51,8 @@ class Replica:
 
     def __init__(self, custom: StateMachine | None = None) -> None:
         self.position = 0
-        """How many commands of the log have been applied. One with the state in every snapshot."""
+        """How many commands of the log have been applied, and how many numbers :meth:`advance` has left out. One with
+        the state in every snapshot."""
         self.sessions = Sessions()
         self.map = KeyValue()
         self.custom = custom
@@ -95,6 +96,15 @@ class Replica:
         """Apply the commands in order; their results."""
         apply = self.apply
         return [apply(command) for command in commands]
+
+    def advance(self, numbers: int) -> None:
+        """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
+
+        Positions are the ids of sessions, revisions are what watchers go on from, and either may fence: one that was
+        handed out by a log whose end is lost must not be handed out again.
+        """
+        self.position += numbers
+        self.keyspace.advance(numbers)
 
     def _execute_custom(self, command: bytes, offset: int) -> bytes:
         if self.custom is None:

@@ -339,3 +339,48 @@ def test_loading_into_a_map_that_has_history_is_a_bug() -> None:
         keyspace.load("other", pack_record(b"v", 1, 1, 1, 0))
     with pytest.raises(InternalError):
         KeyspaceRestorer(pinned_bytes_max=1).finish()
+
+
+def test_revisions_that_are_left_out() -> None:
+    """Records stay as they are, the history goes, and what is done next is as if it had always begun there."""
+    keyspace = Keyspace()
+    for index in range(20):
+        keyspace.commit([(f"k{index % 7}", b"v%d" % index, 0), ("often", b"%d" % index, 0)])
+    keyspace.commit([("k3", None, 0)])
+    keyspace.compact(15)
+    before = dict(keyspace.scan())
+    assert 1021 == keyspace.advance(1000)
+
+    assert (1021, 1021, 1021) == (keyspace.revision, keyspace.floor, keyspace.physical_floor)
+    assert (0, 0) == (keyspace.history_bytes, keyspace.pinned_bytes)
+    assert before == dict(keyspace.scan())
+    assert max(map(mod_revision_of, before.values())) < 21
+    assert [] == list(keyspace.changes_since(1021))
+    for revision in (15, 21, 1020):
+        with pytest.raises(CompactedError) as caught:
+            keyspace.changes_since(revision)
+        assert 1021 == caught.value.revision
+
+    restorer = KeyspaceRestorer(pinned_bytes_max=0)
+    for chunk in keyspace_chunks(keyspace):
+        restorer.feed(chunk)
+    for one in (keyspace, restorer.finish()):
+        assert 1022 == one.put("k0", b"new")
+        assert 1023 == one.commit([("k3", b"again", 0), ("often", None, 0)])
+        assert [1022, 1023] == [revision for revision, _ in one.changes_since(1021)]
+        assert before["often"] == one.get_at("often", 1022)
+        assert 1022 == one.floor_for(revisions_max=1, bytes_max=1 << 30)
+        assert 1023 == one.compact(1023)
+        one.trim(100)
+        assert before.keys() - {"often"} | {"k3"} == dict(one.scan()).keys()
+
+
+def test_no_revision_is_left_out_under_a_reader() -> None:
+    """What he reads would be gone."""
+    keyspace = Keyspace()
+    keyspace.put("a", b"1")
+    pin = keyspace.pin()
+    with pytest.raises(InternalError):
+        keyspace.advance(10)
+    pin.release()
+    assert 11 == keyspace.advance(10)
