@@ -338,7 +338,7 @@ class FailingFile(OsFile):
 def disk(monkeypatch: pytest.MonkeyPatch) -> FailingDisk:
     """Under every data directory that is opened from here on."""
     disk = FailingDisk()
-    monkeypatch.setattr("replikv.cluster.DiskStorage", functools.partial(DiskStorage, filesystem=disk))
+    monkeypatch.setattr("replikv.startup.DiskStorage", functools.partial(DiskStorage, filesystem=disk))
     return disk
 
 
@@ -531,7 +531,6 @@ async def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
         ({"node_id": "b", "members": {"b": "m-b", "c": "m-c"}}, ("'b'", "'a'")),
         ({"node_id": "b"}, ("'b'", "'a'")),
         ({"members": {"a": "m-a", "b": "m-b"}}, ("'b'", "cluster")),
-        ({"address": "elsewhere"}, ("elsewhere", "m-a")),
         ({"members": {"a": "elsewhere", "b": "m-b", "c": "m-c"}}, ("elsewhere", "m-a")),
         ({"members": {"a": "m-a", "b": "m-b", "c": "m-c"}, "settings": Settings(cluster_name="x")}, ("'x'", "cluster")),
     ],
@@ -550,6 +549,29 @@ async def test_arguments_that_contradict_the_disk(
         assert word in str(caught.value)
     async with Cluster("a", members=members, data_dir=tmp_path, transport=MemoryTransport()):
         pass  # the directory is as it was, and not locked
+
+
+async def test_another_address_moves_the_peer(tmp_path: Path) -> None:
+    """It is no contradiction: the disk knows the new one from then on, and what is bound follows it."""
+    async with Cluster("a", address="m-a", data_dir=tmp_path, transport=MemoryTransport()):
+        pass
+    async with Cluster(data_dir=tmp_path, address="elsewhere", transport=MemoryTransport()) as cluster:
+        await cluster.store.put("key", 1)
+    network = MemoryNetwork()
+    async with Cluster(data_dir=tmp_path, transport=MemoryTransport(network)) as cluster:
+        identity = peer_of(cluster).identity
+        assert ("elsewhere", "elsewhere") == (identity.address, identity.listen)
+        assert ["elsewhere"] == list(network._listening)
+
+
+async def test_what_is_bound_apart_stays_so(tmp_path: Path) -> None:
+    """Who listens elsewhere than others dial goes on to, wherever it moves; and what is bound may change alone."""
+    async with Cluster("a", address="m-a", listen="any", data_dir=tmp_path, transport=MemoryTransport()):
+        pass
+    async with Cluster(data_dir=tmp_path, address="elsewhere", transport=MemoryTransport()) as cluster:
+        assert ("elsewhere", "any") == (peer_of(cluster).identity.address, peer_of(cluster).identity.listen)
+    async with Cluster(data_dir=tmp_path, listen="other", transport=MemoryTransport()) as cluster:
+        assert ("elsewhere", "other") == (peer_of(cluster).identity.address, peer_of(cluster).identity.listen)
 
 
 async def test_the_first_start_needs_a_name(tmp_path: Path) -> None:

@@ -64,8 +64,7 @@ class Admission:
     ) -> None:
         self._identity = identity
         self._attributes = dict(attributes or {})
-        self.membership = membership
-        """The applied configuration: set anew whenever one is applied."""
+        self._membership = membership
         self.applied_index = applied_index
         """Up to where of the log the membership is known."""
         # Up to where it was known at the start, and had this node in it. A node that was named before it came is bound
@@ -79,8 +78,22 @@ class Admission:
         # back as another.
         self._told: dict[str, tuple[int, str]] = {identity.node_id: (0, identity.incarnation)}
         # Node id -> (log index, incarnation) of the last binding in the log, committed or not: after a restart votes
-        # are cast before the log is applied, and a peer that lost its disk must not cast one.
+        # are cast before the log is applied, and a peer that lost its disk must not cast one. What is applied is in the
+        # membership, and counts there only: it may have been removed since.
         self._logged: dict[str, tuple[int, str]] = {}
+
+    @property
+    def membership(self) -> Membership:
+        """The applied configuration: set anew whenever one is applied."""
+        return self._membership
+
+    @membership.setter
+    def membership(self, membership: Membership) -> None:
+        for node_id in self._membership.ids - membership.ids - {self._identity.node_id}:
+            # Whoever joins under that id hereafter owes nothing to what this one has told.
+            self._told.pop(node_id, None)
+            self._hellos.pop(node_id, None)
+        self._membership = membership
 
     def note(self, entry: Entry) -> None:
         """A MEMBERSHIP entry stands in the log."""
@@ -99,6 +112,8 @@ class Admission:
         record = self.membership.members.get(node_id)
         applied = (record.bound_index, record.incarnation) if record is not None and record.incarnation else None
         logged = self._logged.get(node_id)
+        if logged is not None and logged[0] <= self.applied_index:
+            logged = None
         return max(applied, logged) if applied and logged else applied or logged
 
     def hello(self) -> Hello:

@@ -1,8 +1,8 @@
 """Becoming a member of a cluster that runs (thesis 4.2.1).
 
 It is asked of any member, which has the leader add the newcomer as a learner, and then sends its newest snapshot over
-the same channel. With that the newcomer knows the configuration that
-it is part of, and begins as any peer does after a restart; what came since reaches it through the log.
+the same channel. With that the newcomer knows the configuration that it is part of, and begins as any peer does after a
+restart; what came since reaches it through the log.
 
 The newcomer's incarnation is drawn once, and kept: whoever crashes while joining is known again.
 """
@@ -176,11 +176,13 @@ async def serve_joiner(
 ) -> None:
     """A newcomer asks to join: have it added, and give it a snapshot that knows it. Raises trio's resource errors.
 
-    ``send_snapshot(channel, node_id, index)`` sends one of at least that index.
+    Who says nothing until the deadline has had its time: few are served at once. ``send_snapshot(channel, node_id,
+    index)`` sends one of at least that index.
     """
     try:
-        request = decode_request(await channel.receive())
-    except MalformedFrameError:
+        with trio.fail_at(deadline):
+            request = decode_request(await channel.receive())
+    except (MalformedFrameError, trio.TooSlowError):
         return
     if isinstance(request, ChangeRequest):
         return  # a member's to ask

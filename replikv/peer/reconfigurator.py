@@ -8,7 +8,8 @@ unless they are forced; refuses a second one that an operator asks for meanwhile
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Final, TypeVar
 
 import structlog
 import trio
@@ -33,7 +34,7 @@ from replikv.peer.requests import (
 )
 from replikv.raft import changer
 from replikv.raft.entries import NO_NODE
-from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange
+from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
 from replikv.raft.refusals import InvalidChangeError, ProposalDroppedError
 from replikv.raft.roles import Role
 from replikv.settings import Settings
@@ -42,7 +43,9 @@ from replikv.transport.base import Channel, Transport
 
 __all__ = ["Reconfigurator"]
 
-PATIENCE_TIMEOUTS = 2
+T = TypeVar("T", JoinRequest, ChangeRequest)
+
+PATIENCE_TIMEOUTS: Final = 2
 """Election timeouts for which a change that would cost the quorum is held back rather than refused: who has just joined
 catches up, and who was restarted comes back."""
 
@@ -76,7 +79,7 @@ class Reconfigurator:
         deadline = self._driver.deadline()
         answer = await self.ask(ChangeRequest(tuple(changes), forced), deadline)
         if isinstance(answer, Accepted):
-            await self._driver.barriers.wait_applied(answer.index, deadline)
+            await self._wait_applied(answer.index, deadline)
             return
         if answer.denial is Denial.MISTAKE:
             raise ConfigurationError(answer.reason)
@@ -86,45 +89,62 @@ class Reconfigurator:
             raise OutcomeUnknownError(answer.reason, (0, 0))
         raise UnavailableError(answer.reason)
 
+    async def _wait_applied(self, index: int, deadline: float) -> None:
+        self._driver.wake()
+        try:
+            await self._driver.barriers.wait_applied(index, deadline)
+        except UnavailableError as exc:
+            raise OutcomeUnknownError(
+                f"the membership was changed, but {self._identity.node_id} has not applied entry {index} within"
+                f" {self._settings.request_timeout_s} s: {self._driver.why()}; it will when it is connected again",
+                (0, 0),
+            ) from exc
+
     async def ask(self, request: Request, deadline: float) -> Answer:
         """The leader's answer, whoever that is by then; ``deadline`` is on trio's clock."""
         unknown = False
-        reason = ""
-        with trio.move_on_at(deadline):
-            while True:
-                answer = await self._ask_once(request)
-                if isinstance(answer, Accepted) or answer.denial not in (Denial.ELSEWHERE, Denial.UNKNOWN):
-                    return answer
-                reason = answer.reason
-                if answer.denial is Denial.UNKNOWN:
-                    unknown = True
-                    if isinstance(request, ChangeRequest):
-                        request = dataclasses.replace(request, repeated=True)
-                await trio.sleep(self._settings.heartbeat_interval_s)
-        why = f"the membership was not seen changed within {self._settings.request_timeout_s} s: "
+        pause_s = self._settings.heartbeat_interval_s
+        while True:
+            answer = await self._ask_once(request, deadline)
+            if isinstance(answer, Accepted):
+                return answer
+            if answer.denial is Denial.UNKNOWN:
+                unknown = True
+                if isinstance(request, ChangeRequest):
+                    request = dataclasses.replace(request, repeated=True)
+            # What was proposed, and is not known to be lost, may come about yet: whatever a later attempt comes to.
+            elif answer.denial is not Denial.ELSEWHERE and not (unknown and isinstance(request, ChangeRequest)):
+                return answer
+            if trio.current_time() + pause_s >= deadline:
+                break
+            await trio.sleep(pause_s)
+        why = f"the membership was not seen changed within {self._settings.request_timeout_s} s: {answer.reason}"
         if unknown:
-            return Denied(
-                Denial.UNKNOWN, f"{why}{reason or self._driver.why()}; it may change yet: look at status().members"
-            )
-        return Denied(Denial.LATER, f"{why}{reason or self._driver.why()}; surely nothing was changed: try again")
+            return Denied(Denial.UNKNOWN, f"{why}; it may change yet: look at status().members")
+        return Denied(Denial.LATER, f"{why}; surely nothing was changed: try again")
 
-    async def _ask_once(self, request: Request) -> Answer:
+    async def _ask_once(self, request: Request, deadline: float) -> Answer:
         leader = self._driver.node.raft.leader
         if leader == self._identity.node_id or isinstance(request, CompareRequest):
-            return await self._make(request)
+            return await self._make(request, deadline)
         if leader == NO_NODE:
             return Denied(Denial.ELSEWHERE, self._driver.why())
-        try:
-            channel = await self._transport.open_channel(leader)
-        except OSError as exc:
-            return Denied(Denial.ELSEWHERE, f"{leader} leads, but cannot be asked: {exc}")
-        try:
-            await channel.send(encode_request(request))
-            return decode_answer(await channel.receive())
-        except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel, MalformedFrameError):
-            return Denied(Denial.UNKNOWN, f"{leader} was asked, and gave no answer")
-        finally:
-            await channel.aclose()
+        answer = Denied(Denial.ELSEWHERE, f"{leader} leads, but cannot be asked in time")
+        with trio.move_on_at(deadline):
+            try:
+                channel = await self._transport.open_channel(leader)
+            except OSError as exc:
+                return Denied(Denial.ELSEWHERE, f"{leader} leads, but cannot be asked: {exc}")
+            # From here on it may be proposed.
+            answer = Denied(Denial.UNKNOWN, f"{leader} was asked, and gave no answer; {self._driver.why()}")
+            try:
+                await channel.send(encode_request(request))
+                return decode_answer(await channel.receive())
+            except (trio.BrokenResourceError, trio.ClosedResourceError, trio.EndOfChannel, MalformedFrameError):
+                return answer
+            finally:
+                await channel.aclose()
+        return answer
 
     # -- making --------------------------------------------------------------------------------------------------------
 
@@ -135,42 +155,66 @@ class Reconfigurator:
         except MalformedFrameError as exc:
             self._log.warning("malformed frame", sender=node_id, reason=str(exc))
             return
-        await channel.send(encode_answer(await self._make(request)))
+        # A little earlier than whoever asks gives up, so that he hears it.
+        deadline = self._driver.deadline() - self._settings.heartbeat_interval_s
+        await channel.send(encode_answer(await self._make(request, deadline)))
 
-    async def _make(self, request: Request) -> Answer:
+    async def _make(self, request: Request, deadline: float) -> Answer:
         """Do it, if this peer leads; returns once the final configuration is applied here."""
         if isinstance(request, CompareRequest):
             return self._compare(request.cluster_id, "it") or self._accepted()
         if isinstance(request, JoinRequest):
-            async with self._making:
-                return await self._join(request)
+            return await self._in_turn(self._join, request, deadline)
         if self._change_requested:
             return Denied(
                 Denial.LATER, "another change of the membership is under way: try again when that one is applied"
             )
         self._change_requested = True
         try:
-            async with self._making:
-                return await self._make_change(request)
+            return await self._in_turn(self._make_change, request, deadline)
         finally:
             self._change_requested = False
 
-    async def _join(self, request: JoinRequest) -> Answer:
+    async def _in_turn(self, make: Callable[[T, float], Awaitable[Answer]], request: T, deadline: float) -> Answer:
+        with trio.move_on_at(deadline) as waiting:
+            await self._making.acquire()
+        if waiting.cancelled_caught:
+            return Denied(Denial.LATER, "others asked for changes of the membership before: try again")
+        try:
+            if not await self._wait_current(deadline):
+                return Denied(Denial.LATER, "the changes before it were not applied in time: try again")
+            return await make(request, deadline)
+        finally:
+            self._making.release()
+
+    async def _wait_current(self, deadline: float) -> bool:
+        """Wait until the membership that is applied here says what it says in the log: a new leader has more in its log
+        than it has applied, and would judge by what was.
+        """
+        raft = self._driver.node.raft
+        with trio.move_on_at(deadline):
+            while raft.role is Role.LEADER and raft.pending_membership_index > raft.log.applied:  # noqa: ASYNC110  # it may be no change
+                await trio.sleep(self._settings.heartbeat_interval_s)
+            return True
+        return False
+
+    async def _join(self, request: JoinRequest, deadline: float) -> Answer:
         driver = self._driver
         if (denied := self._not_leading()) is not None:
             return denied
-        membership = driver.node.raft.tracker.membership
-        record = membership.members.get(request.node_id)
-        if record is not None and self._is_known(request):
-            return self._accepted()
         if request.cluster_id and (denied := self._compare(request.cluster_id, request.node_id)) is not None:
             return denied
+        record = driver.node.raft.tracker.membership.members.get(request.node_id)
+        if record is not None and self._is_known(record, request):
+            return self._accepted()
+        if record is not None and not record.incarnation:
+            return Denied(Denial.LATER, f"what {request.node_id!r} has told of itself is not recorded yet: try again")
         if (reason := self._taken(request)) is not None:
             return Denied(Denial.IDENTITY, reason)
         change = MemberChange(
             ChangeKind.ADD_LEARNER, request.node_id, request.address, request.incarnation, request.attributes
         )
-        return await self._make_change(ChangeRequest((change,)))
+        return await self._make_change(ChangeRequest((change,)), deadline)
 
     def _compare(self, cluster_id: str, node_id: str) -> Denied | None:
         own = self._identity
@@ -182,8 +226,10 @@ class Reconfigurator:
             " check join= and data_dir, and whose addresses these are",
         )
 
-    def _is_known(self, request: JoinRequest) -> bool:
+    def _is_known(self, record: MemberRecord, request: JoinRequest) -> bool:
         """Whether it is the member of that id: it asked before, or was named before it came."""
+        if record.incarnation:
+            return record.incarnation == request.incarnation
         return self._driver.admission.known_incarnation(request.node_id) in ("", request.incarnation)
 
     def _taken(self, request: JoinRequest) -> str | None:
@@ -213,14 +259,14 @@ class Reconfigurator:
     def _accepted(self) -> Accepted:
         return Accepted(self._driver.node.raft.membership_index, self._identity.cluster_id)
 
-    async def _make_change(self, request: ChangeRequest) -> Answer:
+    async def _make_change(self, request: ChangeRequest, deadline: float) -> Answer:
         answer: Answer | tuple[int, int] = Denied(Denial.LATER, "the change could not be proposed in time")
-        with trio.move_on_after(self._settings.request_timeout_s):
+        with trio.move_on_at(deadline):
             answer = await self._propose(request)
         if not isinstance(answer, tuple):
             return answer
         index, term = answer
-        with trio.move_on_after(self._settings.request_timeout_s):
+        with trio.move_on_at(deadline):
             return await self._wait_final(index, term)
         return Denied(Denial.UNKNOWN, f"the change was not seen committed in time: {self._driver.why()}")
 
@@ -295,6 +341,8 @@ def fulfilled(membership: Membership, changes: Iterable[MemberChange]) -> bool:
         wanted = membership.voters if change.kind is ChangeKind.ADD_VOTER else membership.learners
         if change.node_id not in wanted:
             return False
+        if LEARNER in (change.attributes or {}) and LEARNER not in record.attributes:
+            return False
     return True
 
 
@@ -323,13 +371,16 @@ def mistake_in(membership: Membership, changes: Iterable[MemberChange]) -> str |
 
 
 def granted(membership: Membership, changes: Iterable[MemberChange]) -> tuple[MemberChange, ...]:
-    """The changes as they are proposed: who is made a voter by name is no learner for good any more."""
+    """The changes as they are proposed: who is made a voter by name is no learner for good any more, and who is made
+    one for good is still what it told of itself.
+    """
     proposed = []
     for change in changes:
         record = membership.members.get(change.node_id)
-        if change.kind is ChangeKind.ADD_VOTER and record is not None and LEARNER in record.attributes:
+        attributes = change.attributes
+        if record is not None and change.kind is ChangeKind.ADD_VOTER and LEARNER in record.attributes:
             attributes = {name: value for name, value in record.attributes.items() if name != LEARNER}
-            proposed.append(dataclasses.replace(change, attributes=attributes))
-        else:
-            proposed.append(change)
+        elif record is not None and attributes is not None and change.incarnation is None:
+            attributes = {**record.attributes, **attributes}
+        proposed.append(dataclasses.replace(change, attributes=attributes))
     return tuple(proposed)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 
-from replikv.peer.admission import Admission, Refused, cluster_id_of
+from replikv.peer.admission import LEARNER, Admission, Refused, cluster_id_of
 from replikv.peer.peer import Peer
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
@@ -25,8 +28,23 @@ def membership(**bindings: tuple[str, int]) -> Membership:
     )
 
 
-def hello(node_id: str = "b", incarnation: str = "b1", *, cluster_id: str = "cluster", bound: int = 0) -> Hello:
-    return Hello(cluster_id=cluster_id, node_id=node_id, incarnation=incarnation, bound_index=bound)
+def hello(
+    node_id: str = "b",
+    incarnation: str = "b1",
+    *,
+    cluster_id: str = "cluster",
+    bound: int = 0,
+    address: str = "",
+    **attributes: str,
+) -> Hello:
+    return Hello(
+        cluster_id=cluster_id,
+        node_id=node_id,
+        incarnation=incarnation,
+        bound_index=bound,
+        address=address,
+        attributes=attributes,
+    )
 
 
 def word(reason: str | None) -> str | None:
@@ -45,7 +63,8 @@ def test_every_first_start_computes_the_same_cluster_id() -> None:
     ("told", "refused"),
     [
         (hello(), None),
-        (hello("d", "d1"), None),
+        (hello("d", "d1"), Refused.REMOVED),
+        (hello("d", "d1", cluster_id="other"), Refused.CLUSTER),
         (hello(cluster_id="other"), Refused.CLUSTER),
         (hello("a", "a1"), Refused.NODE_ID),
         (hello("a", "a2"), Refused.NODE_ID),
@@ -62,6 +81,33 @@ def test_the_sentences_say_what_to_do() -> None:
     assert "check members= and Settings.cluster_name" in str(admission.admit(hello(cluster_id="other")))
     assert "reached itself" in str(admission.admit(hello("a", "a1")))
     assert "give each its own node id" in str(admission.admit(hello("a", "a2")))
+    assert "with an empty data_dir and join=" in str(admission.admit(hello("d")))
+
+
+@pytest.mark.parametrize(("bound", "refused"), [(0, Refused.REMOVED), (9, Refused.REMOVED), (10, None)])
+def test_who_is_no_member_any_more_is_refused(bound: int, refused: Refused | None) -> None:
+    """Unless it became one later than we know of: then it is we who lag behind."""
+    admission = Admission(US, membership(), 9)
+    assert refused == word(admission.admit(hello("d", "d1", bound=bound)))
+    admission.applied_index = 10
+    assert Refused.REMOVED == word(admission.admit(hello("d", "d1", bound=bound)))
+
+
+@pytest.mark.parametrize(
+    ("applied_index", "bindings", "bound"),
+    [(7, {}, 7), (0, {}, 0), (7, {"a": ("a1", 3)}, 3), (7, {"a": ("other", 3)}, 7)],
+)
+def test_who_was_named_before_it_came_says_as_of_when(
+    applied_index: int, bindings: dict[str, tuple[str, int]], bound: int
+) -> None:
+    """Unbound, it was a member as of the snapshot that it begins with; others may not know that yet."""
+    assert bound == Admission(US, membership(**bindings), applied_index).hello().bound_index
+
+
+def test_who_is_not_in_its_own_first_membership_claims_nothing() -> None:
+    """There is no index as of which it would be a member."""
+    others = Membership.of_voters({"b": "host-b:1"})
+    assert Admission(US, others, 7).hello().bound_index == 0
 
 
 @pytest.mark.parametrize(
@@ -168,12 +214,97 @@ def test_what_is_to_be_bound() -> None:
                 MemberChange(ChangeKind.UPDATE, "b", incarnation="b1"),
             )
         )
-        == admission.unbound()
+        == admission.unrecorded()
     )
     admission.membership = membership(a=("a1", 5), b=("b1", 5))
-    assert admission.unbound() is None
+    assert admission.unrecorded() is None
     admission.admit(hello("c", "c1"))
-    assert MembershipChange((MemberChange(ChangeKind.UPDATE, "c", incarnation="c1"),)) == admission.unbound()
+    assert MembershipChange((MemberChange(ChangeKind.UPDATE, "c", incarnation="c1"),)) == admission.unrecorded()
+
+
+BOUND = MemberRecord("host-b:1", "b1", 5, {"version": "1", "zone": "z"})
+
+
+@pytest.mark.parametrize(
+    ("record", "told", "expected"),
+    [
+        (BOUND, hello(version="1", zone="z"), {}),
+        (BOUND, hello(version="2", zone="z"), {"attributes": {"version": "2", "zone": "z"}}),
+        (BOUND, hello(version="1"), {"attributes": {"version": "1"}}),
+        (BOUND, hello(version="1", zone="z", address="host-b:1"), {}),
+        (BOUND, hello(version="1", zone="z", address="moved:1"), {"address": "moved:1"}),
+        # Of a process that is not the bound one nothing is recorded.
+        (BOUND, hello(incarnation="b2", version="2", bound=6, address="moved:1"), {}),
+        # What the cluster gave it stays.
+        (MemberRecord("host-b:1", "b1", 5, {LEARNER: "always"}), hello(), {}),
+        (
+            MemberRecord("host-b:1", "b1", 5, {LEARNER: "always"}),
+            hello(version="1"),
+            {"attributes": {"version": "1", LEARNER: "always"}},
+        ),
+        # Of who is new, all at once.
+        (
+            MemberRecord("host-b:1"),
+            hello(address="moved:1", version="1"),
+            {"address": "moved:1", "incarnation": "b1", "attributes": {"version": "1"}},
+        ),
+    ],
+)
+def test_what_members_tell_of_themselves_is_recorded(
+    record: MemberRecord, told: Hello, expected: dict[str, Any]
+) -> None:
+    """Only what differs, in one change; nothing when nothing does."""
+    admission = Admission(US, membership(a=("a1", 5)).with_records({"b": record}))
+    assert admission.admit(told) is None
+    change = MembershipChange((MemberChange(ChangeKind.UPDATE, "b", **expected),)) if expected else None
+    assert change == admission.unrecorded()
+
+
+def test_a_peer_records_itself_as_any() -> None:
+    """The leader is a member, too."""
+    admission = Admission(US, membership(a=("a1", 5)), attributes={"zone": "z"})
+    assert MembershipChange((MemberChange(ChangeKind.UPDATE, "a", attributes={"zone": "z"}),)) == admission.unrecorded()
+
+
+def without_b() -> Membership:
+    return Membership.of_voters({"a": "host-a:1", "c": "host-c:1"})
+
+
+def named(node_id: str) -> Membership:
+    """The membership after it was removed, and named again without having come."""
+    return dataclasses.replace(
+        without_b(),
+        learners=frozenset({node_id}),
+        members={**without_b().members, node_id: MemberRecord(f"host-{node_id}:2")},
+    )
+
+
+@pytest.mark.parametrize("bound_before", [True, False])
+def test_who_was_removed_is_forgotten(bound_before: bool) -> None:
+    """The node id is free: named again, it is whoever comes first, with whatever data directory."""
+    admission = Admission(US, membership())
+    admission.admit(hello(incarnation="b1", address="host-b:9"))
+    if bound_before:
+        admission.note(binding(5, "b1"))
+        admission.applied_index = 5
+        admission.membership = membership(b=("b1", 5))
+    admission.applied_index = 6
+    admission.membership = without_b()
+    admission.applied_index = 7
+    admission.membership = named("b")
+    assert admission.known_incarnation("b") == ""
+    assert admission.unrecorded() == MembershipChange((MemberChange(ChangeKind.UPDATE, "a", incarnation="a1"),))
+    assert admission.admit(hello(incarnation="b2", bound=7)) is None
+    assert Refused.INCARNATION == word(admission.admit(hello(incarnation="b1", bound=5)))
+
+
+def test_what_is_logged_after_the_removal_counts() -> None:
+    """A follower may have both in its log, and apply the removal before it knows the other to be committed."""
+    admission = Admission(US, membership(b=("b1", 5)))
+    admission.note(binding(8, "b2"))
+    admission.applied_index = 7
+    admission.membership = without_b()
+    assert admission.known_incarnation("b") == "b2"
 
 
 @pytest.mark.parametrize(

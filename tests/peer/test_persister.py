@@ -41,7 +41,13 @@ class Recorder(Storage):
     def release(self, index: int) -> None:
         self.batches.append(index)
 
+    def draw_incarnation(self) -> NoReturn:
+        raise NotImplementedError
+
     def initialize(self, identity: Identity, snapshot: SnapshotMetadata) -> NoReturn:
+        raise NotImplementedError
+
+    def move(self, address: str, listen: str) -> NoReturn:
         raise NotImplementedError
 
     def create_snapshot(self, metadata: SnapshotMetadata) -> SnapshotWriter:
