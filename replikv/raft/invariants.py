@@ -2,8 +2,9 @@
 
 :class:`Invariants` watches the cores of one cluster. Whoever runs them (a test, a simulator) tells it what happens:
 ``observe`` a core after each step, ``observe_sent`` each message that leaves, ``observe_applied`` what a state machine
-gets, ``restarted`` a node that lost what was not durable. It raises InternalError, which begins with the invariant's
-name, as soon as one is broken. It remembers what was true of nodes that are gone, so it sees what no node could.
+gets, ``read_asked`` and ``read_answered`` its reads, ``restarted`` a node that lost what was not durable. It raises
+InternalError, which begins with the invariant's name, as soon as one is broken. It remembers what was true of nodes
+that are gone, so it sees what no node could.
 
 Cheap: an observation costs O(members + entries that are new), so that it can follow each step of a long run.
 
@@ -14,6 +15,7 @@ leader append-only      a leader never overwrites or deletes entries of its own 
 log matching            the same (index, term) is the same entry behind the same entry, in every log (5.3)
 leader completeness     what was committed before a leader's election is in its log (5.4.2)
 state machine safety    no two nodes apply, or know as committed, different entries at an index (5.4.3)
+linearizable reads      a read sees all that anybody knew to be committed when it was asked for (thesis 6.4)
 monotonic positions     term, commit, applied and membership index never go back while a node runs
 durable before told     votes, acknowledgements and campaigns rest on what is on the sender's disk (figure 2)
 true acknowledgements   what a leader believes a follower to have, that follower has, on disk
@@ -36,6 +38,7 @@ from replikv.raft.entries import NO_NODE, Entry
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntriesResponse, Message, RequestVote, RequestVoteResponse
 from replikv.raft.quorum import VoteResult, joint_vote_result
+from replikv.raft.reads import ReadState
 from replikv.raft.roles import Role
 from replikv.raft.stable import StableStorage
 
@@ -80,6 +83,10 @@ class Invariants:
         self._committed: dict[int, int] = {}
         # Term -> the highest index that was seen committed by a node of that term.
         self._committed_in: dict[int, int] = {}
+        # The highest index that was seen committed by anybody.
+        self._committed_index = 0
+        # (node id, context) of a read that waits -> what was committed when it was asked for.
+        self._reads: dict[tuple[str, int], int] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}
 
@@ -172,9 +179,25 @@ class Invariants:
             if known is not None and known[1] != entry:
                 _broken("state machine safety", f"{node_id} applies another entry {entry.index} than others")
 
+    def read_asked(self, node_id: str, context: int) -> None:
+        """A client of the node asks for a read now."""
+        self._reads[node_id, context] = self._committed_index
+
+    def read_answered(self, node_id: str, read: ReadState) -> bool:
+        """Check what the node may answer it with; whether that read was asked for, and waited."""
+        asked = self._reads.pop((node_id, read.context), None)
+        if asked is not None and not asked <= read.index <= self._committed_index:
+            _broken(
+                "linearizable reads",
+                f"{node_id} answers read {read.context} at {read.index}; {asked} was committed when it was asked for,"
+                f" and {self._committed_index} is now",
+            )
+        return asked is not None
+
     def restarted(self, node_id: str) -> None:
-        """The node has lost whatever was not durable: it starts from its disk."""
+        """The node has lost whatever was not durable, and its clients: it starts from its disk."""
         self._seen.pop(node_id, None)
+        self._reads = {read: asked for read, asked in self._reads.items() if read[0] != node_id}
 
     # -- one core ------------------------------------------------------------------------------------------------------
 
@@ -269,6 +292,7 @@ class Invariants:
                     f"{raft.id} has committed {index} of term {term}, another node of term {self._committed[index]}",
                 )
         self._committed_in[raft.term] = max(self._committed_in.get(raft.term, 0), log.committed)
+        self._committed_index = max(self._committed_index, log.committed)
 
     # -- leaders -------------------------------------------------------------------------------------------------------
 

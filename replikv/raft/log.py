@@ -255,7 +255,9 @@ class RaftLog:
         if not self.applied <= index <= self.committed:
             raise InternalError(f"applied {index} is not within applied {self.applied} to committed {self.committed}")
         self.applied = index
-        self.applying = max(self.applying, index)
+        if index > self.applying:
+            # A snapshot's state has taken the place of whatever was handed out: nobody will say that it was applied.
+            self.applying, size = index, self.applying_bytes
         self.applying_bytes = max(self.applying_bytes - size, 0)
         self.applying_paused = self._applying_bytes_max is not None and self.applying_bytes >= self._applying_bytes_max
 

@@ -89,6 +89,10 @@ class Peer:
             ready = self.node.ready()
             sent += ready.messages
             self.reads += ready.reads
+            if self.invariants is not None:
+                self.invariants.observe(self.raft)
+                for read in ready.reads:
+                    self.invariants.read_answered(self.id, read)
             if ready.write is not None:
                 self._writes.append(ready.write)
             if not self.lazy:
@@ -127,6 +131,12 @@ class Peer:
             self.node.tick()
             sent += self.take()
         return sent
+
+    def read(self, context: int) -> bool:
+        """Ask for a read position; whether anything will come of it."""
+        if self.invariants is not None:
+            self.invariants.read_asked(self.id, context)
+        return self.node.read_index(context)
 
     def beat(self) -> None:
         """Queue heartbeats without time passing; only a leader has any."""
@@ -275,7 +285,7 @@ class Network:
 
     def read(self, node_id: str, context: int) -> None:
         """Ask for a read position, and settle."""
-        assert self[node_id].node.read_index(context)
+        assert self[node_id].read(context)
         self.settle()
 
     def states(self) -> list[tuple[Role, int]]:

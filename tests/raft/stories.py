@@ -174,7 +174,7 @@ class Stage:
         self._act(node_id, lambda: self._peers[node_id].node.propose(text.encode()))
 
     def _read(self, node_id: str, number: str) -> None:
-        if not self._act(node_id, lambda: self._peers[node_id].node.read_index(int(number))):
+        if not self._act(node_id, lambda: self._peers[node_id].read(int(number))):
             self._told.append("refused: no leader")
 
     def _transfer(self, node_id: str, to: str) -> None:

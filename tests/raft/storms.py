@@ -12,63 +12,25 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import sys
 from random import Random
 from typing import Any
 
 from network import voters
+from processes import Node, State
 
-from replikv.raft.core import Config
-from replikv.raft.entries import NO_NODE, Entry, EntryKind, SnapshotMetadata
+from replikv.raft.entries import NO_NODE, EntryKind, SnapshotMetadata
 from replikv.raft.invariants import Invariants
 from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange, Transition
-from replikv.raft.messages import HeartbeatResponse, InstallSnapshot, Message
-from replikv.raft.node import RawNode
+from replikv.raft.messages import HeartbeatResponse, InstallSnapshot, Message, RequestVote
 from replikv.raft.refusals import ProposalDroppedError
 from replikv.raft.roles import Role
-from replikv.raft.stable import MemoryStorage, Write
 
 NODES = "12345"
-STEPS = 300
+STEPS = 400
 """Enough for some elections, changes and crashes; most of what goes wrong does so in few steps."""
 
 TRACE_LINES = 60
-
-
-@dataclasses.dataclass(slots=True)
-class State:
-    """A state machine that knows no more than what it was given, in order."""
-
-    index: int = 0
-    digest: bytes = b""
-
-    def apply(self, entry: Entry) -> None:
-        """The next entry."""
-        assert entry.index == self.index + 1, f"{entry.index} is applied after {self.index}"
-        self.index = entry.index
-        self.digest = hashlib.blake2b(self.digest + entry.data + bytes([entry.kind]), digest_size=8).digest()
-
-
-class Node:
-    """One process: what it loses in a crash, and what it does not."""
-
-    def __init__(self, node_id: str, first: Membership, config: dict[str, Any], random: Random) -> None:
-        self.id = node_id
-        self.storage = MemoryStorage(first)
-        self._config = config
-        self._random = random
-        self.start({})
-
-    def start(self, snapshots: dict[int, State]) -> None:
-        """Begin with what is on disk."""
-        index = self.storage.snapshot().index
-        self.state = dataclasses.replace(snapshots[index]) if index else State()
-        config = Config(node_id=self.id, applied=index, **self._config)
-        self.node = RawNode(config, self.storage, Random(self._random.getrandbits(64)))
-        self.writes: collections.deque[Write] = collections.deque()
-        self.committed: collections.deque[Entry] = collections.deque()
-        self.stopped_until = 0
 
 
 class Storm:
@@ -77,7 +39,7 @@ class Storm:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.random = random = Random(seed)
-        self.lease = random.random() < 0.3
+        self.lease = random.random() < 0.4
         config = {
             "pre_vote": random.random() < 0.6,
             "check_quorum": self.lease or random.random() < 0.6,
@@ -100,9 +62,8 @@ class Storm:
         self.snapshots: dict[int, State] = {}
         # The highest index that any node knew to be committed.
         self.committed = 0
-        # (asker, context) -> self.committed when it was asked.
-        self.reads: dict[tuple[str, int], int] = {}
-        self.answered = 0
+        # What was seen of what a storm is for.
+        self.seen: collections.Counter[str] = collections.Counter()
         self.trace: collections.deque[object] = collections.deque(maxlen=TRACE_LINES)
         self.loss = random.choice([0.0, 0.02, 0.1])
         self.repeat = random.choice([0.0, 0.05])
@@ -116,14 +77,16 @@ class Storm:
                 (self.apply, 20),
                 (self.propose, 14),
                 (self.read, 8),
-                (self.change, 5),
+                (self.change, 7),
                 (self.transfer, 2),
-                (self.crash, 1.5),
-                (self.snapshot, 4),
+                (self.crash, 2.5),
+                (self.snapshot, 6),
                 (self.weather, 2),
                 (self.stop, 1),
                 (self.lull, 3),
-                (self.depose, 2),
+                (self.depose, 3),
+                (self.rift, 2),
+                (self.campaign, 1),
                 (self.lose_connection, 1),
             ),
             strict=True,
@@ -258,9 +221,12 @@ class Storm:
         """Somebody proposes at who takes himself for the leader."""
         node = self._leader()
         if node is not None:
-            self._number += 1
-            self._time(node)
-            self._try(node, "propose", lambda: node.node.propose(b"%d" % self._number * self.random.choice([1, 1, 20])))
+            self._propose(node)
+
+    def _propose(self, node: Node) -> None:
+        self._number += 1
+        self._time(node)
+        self._try(node, "propose", lambda: node.node.propose(b"%d" % self._number * self.random.choice([1, 1, 20])))
 
     def read(self) -> None:
         """Somebody asks for a read position, most often who takes himself for the leader."""
@@ -270,7 +236,9 @@ class Storm:
         self._number += 1
         self._time(node)
         self.trace.append(f"{node.id} reads {self._number} at {self.committed}")
-        self.reads[node.id, self._number] = self.committed
+        self.invariants.read_asked(node.id, self._number)
+        raft = node.node.raft
+        self.seen["reads under a lease"] += raft.role is Role.LEADER and raft.lease.holds(raft.now)
         node.node.read_index(self._number)
         self._take(node)
 
@@ -279,17 +247,35 @@ class Storm:
         node = self._leader()
         if node is None:
             return
-        changes = [
-            MemberChange(self.random.choice(list(ChangeKind)), self.random.choice(NODES), address=f"at {self._number}")
-            for _ in range(self.random.choice([1, 1, 2, 3]))
-        ]
-        if node.node.raft.membership.joint and self.random.random() < 0.7:
+        membership = node.node.raft.membership
+        if membership.joint and self.random.random() < 0.7:
             changes = []
+        elif membership.learners and self.random.random() < 0.5:
+            changes = [MemberChange(ChangeKind.ADD_VOTER, self.random.choice(sorted(membership.learners)))]
+        elif self.random.random() < 0.3:
+            changes = self._replacement(membership)
+        else:
+            changes = [
+                MemberChange(
+                    self.random.choice(list(ChangeKind)), self.random.choice(NODES), address=f"at {self._number}"
+                )
+                for _ in range(self.random.choice([1, 1, 2, 3]))
+            ]
+        self._change(node, changes)
+
+    def _change(self, node: Node, changes: list[MemberChange]) -> None:
         transition = self.random.choice(list(Transition))
         self._time(node)
         described = " ".join(f"{change.kind} {change.node_id}" for change in changes)
         made = MembershipChange(tuple(changes), transition)
         self._try(node, f"change {transition} {described}", lambda: node.node.propose_membership(made))
+
+    def _replacement(self, membership: Membership) -> list[MemberChange]:
+        """All that makes voters of some nodes, and learners or strangers of the voters there are."""
+        wanted = set(self.random.sample(NODES, self.random.choice([1, 2, 3, 3])))
+        gone = self.random.choice([ChangeKind.REMOVE, ChangeKind.REMOVE, ChangeKind.ADD_LEARNER])
+        come = [MemberChange(ChangeKind.ADD_VOTER, node_id) for node_id in sorted(wanted - membership.voters)]
+        return come + [MemberChange(gone, node_id) for node_id in sorted(membership.voters - wanted)]
 
     def transfer(self) -> None:
         """Leadership is to be handed over."""
@@ -304,6 +290,7 @@ class Storm:
         """A node starts again, with some of its writes on disk that it has not heard of."""
         node = self._some_node()
         durable = self.random.randint(0, len(node.writes))
+        self.seen["crashes that lost writes"] += durable < len(node.writes)
         self.trace.append(f"{node.id} crashes, {durable} of {len(node.writes)} writes are on its disk")
         for write in list(node.writes)[:durable]:
             node.storage.apply(write)
@@ -333,6 +320,7 @@ class Storm:
         node = self._leader() or self._some_node()
         election = node.node.raft.config.election_ticks
         node.stopped_until = self.now + self.random.randint(1, 4 * election)
+        self.seen["pauses of a leader"] += node.node.raft.role is Role.LEADER
         self.trace.append(f"{node.id} stands still until {node.stopped_until}")
 
     def depose(self) -> None:
@@ -340,16 +328,27 @@ class Storm:
         leader = self._leader()
         if leader is None:
             return
-        ticks = self.random.randint(1, 4 * leader.node.raft.config.election_ticks)
-        self.trace.append(f"{leader.id} is left behind for {ticks} ticks")
-        if self.random.random() < 0.3:
-            leader.node.transfer_leadership(self.random.choice(NODES))
+        election = leader.node.raft.config.election_ticks
+        if self.random.random() < 0.5:
+            self._tick(leader)  # its heartbeats are answered, and it may have a lease
+            self.lull()
         self._tick(leader)  # its heartbeats are on their way, and the answers wait
+        ticks = self.random.randint(election // 2, 3 * election)
+        if self.random.random() < 0.4:
+            leader.node.transfer_leadership(self.random.choice(NODES))
+            self._take(leader)
+            ticks = self.random.randint(1, election)
+        self.trace.append(f"{leader.id} is left behind for {ticks} ticks")
         if self.random.random() < 0.5:
             leader.stopped_until = self.now + ticks + 1
         else:
             self.cut |= {link for other in NODES for link in ((leader.id, other), (other, leader.id))}
+            for _ in range(self.random.choice([0, 0, 1, 3])):
+                self._propose(leader)  # what the others will never have
+        impatient = self.random.choice([None, None, *(node for node in self.nodes.values() if node is not leader)])
         for _ in range(ticks):
+            if impatient is not None:
+                self._campaign(impatient)
             self.tick()
             self.lull()
         self.propose()
@@ -360,6 +359,47 @@ class Storm:
             self._deliver(message)
         self._read(leader)
 
+    def rift(self) -> None:
+        """Old and new voters lose each other while their configuration changes, and each side goes on as far as it can.
+
+        With halves that decided alone, or with changes that do not wait for each other, both sides would.
+        """
+        leader = self._leader()
+        if leader is None:
+            return
+        raft = leader.node.raft
+        if not raft.membership.joint:
+            self._change(leader, self._replacement(raft.membership))
+            # Up to when some have applied the change, and others do not know yet that it is committed.
+            self.lull(self.random.randint(0, 5))
+        side = set(raft.membership.voters - raft.membership.outgoing if raft.membership.joint else "45")
+        side |= {leader.id} if self.random.random() < 0.5 else set()
+        for node_id in NODES:
+            if self.random.random() < 0.1:
+                side ^= {node_id}
+        self.trace.append(f"{sorted(side)} are on the other side")
+        self.cut = {(one, other) for one in NODES for other in NODES if (one in side) != (other in side)}
+        for _ in range(self.random.randint(raft.config.election_ticks, 3 * raft.config.election_ticks)):
+            for node in self.nodes.values() if not self.lease else ():
+                if node.stopped_until <= self.now and self.random.random() < 0.7:
+                    self._tick(node)
+            self.tick()
+            self.lull()
+            if self.random.random() < 0.2:
+                self.propose()
+        if self.random.random() < 0.7:
+            self.cut.clear()
+
+    def campaign(self) -> None:
+        """Somebody is told to campaign, though nothing is wrong."""
+        self._campaign(self._some_node())
+
+    def _campaign(self, node: Node) -> None:
+        self.trace.append(f"{node.id} campaigns")
+        self._time(node)
+        node.node.campaign()
+        self._take(node)
+
     def lose_connection(self) -> None:
         """A transport tells that messages were lost, a sender of snapshots that it gave up or got through."""
         node, to = self._some_node(), self.random.choice(NODES)
@@ -369,9 +409,9 @@ class Storm:
             node.node.report_snapshot(to, failed=self.random.random() < 0.7)
         self._take(node)
 
-    def lull(self) -> None:
+    def lull(self, rounds: int = 2) -> None:
         """What is in the air arrives, and what lags catches up."""
-        for _ in range(2):
+        for _ in range(rounds):
             air, self.air = self.air, []
             for message in air:
                 if self.nodes[message.to].stopped_until > self.now:
@@ -441,6 +481,7 @@ class Storm:
         self.invariants.observe(node.node.raft)
         self._send(node, outgoing)
         if write.snapshot is not None:
+            self.seen["snapshots installed"] += 1
             node.state = dataclasses.replace(self.snapshots[write.snapshot.index])
             node.committed.clear()
             node.node.installed(write.snapshot.index)
@@ -454,11 +495,21 @@ class Storm:
         for entry in done:
             node.state.apply(entry)
             if entry.kind == EntryKind.MEMBERSHIP:
+                before = node.node.raft.membership
                 membership = node.node.apply_membership(entry)
+                self._see_change(before, membership)
                 self.trace.append(f"{node.id} applies {entry.index}: {_described(membership)}")
                 self.invariants.observe(node.node.raft)
         node.node.applied(done)
         self._take(node)
+
+    def _see_change(self, before: Membership, after: Membership) -> None:
+        if after.joint and not before.joint:
+            come, gone = after.voters - after.outgoing, after.outgoing - after.voters
+            self.seen["joint replacements of several"] += len(come) > 1 and len(gone) > 1
+            self.seen["joint demotions"] += bool(after.learners_next)
+        self.seen["joint configurations left"] += before.joint and not after.joint
+        self.seen["promotions"] += bool(before.learners & after.voters)
 
     def _snapshot(self, node: Node, *, compact: bool) -> None:
         index = node.state.index
@@ -480,9 +531,7 @@ class Storm:
             ready = node.node.ready()
             self._send(node, ready.messages)
             for read in ready.reads:
-                asked = self.reads.pop((node.id, read.context), None)
-                assert asked is None or read.index >= asked, f"{node.id} reads at {read.index}, {asked} was committed"
-                self.answered += asked is not None
+                self.seen["reads answered"] += self.invariants.read_answered(node.id, read)
             if ready.write is not None:
                 node.writes.append(ready.write)
             node.committed.extend(ready.committed)
@@ -495,6 +544,8 @@ class Storm:
     def _send(self, node: Node, messages: Any) -> None:
         for message in messages:
             self.invariants.observe_sent(message, node.storage)
+            self.seen[type(message).__name__] += 1
+            self.seen["campaigns by transfer"] += isinstance(message, RequestVote) and message.transfer
             if isinstance(message, InstallSnapshot):
                 assert message.snapshot.index in self.snapshots or message.snapshot.index == 0
             if message.to in self.nodes and message.to != NO_NODE:

@@ -15,6 +15,7 @@ from replikv.raft.entries import Entry, HardState
 from replikv.raft.invariants import Invariants, majorities_meet
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntriesResponse, Heartbeat, Message, RequestVote, RequestVoteResponse
+from replikv.raft.reads import ReadState
 from replikv.raft.roles import Role
 
 
@@ -145,6 +146,27 @@ def test_state_machine_safety_of_what_is_applied(network: Network, entry: Entry)
     """Another term, other data, or what is not committed."""
     with pytest.raises(InternalError, match=r"^state machine safety: "):
         watcher(network).observe_applied("2", [entry])
+
+
+@pytest.mark.parametrize("index", [2, 4], ids=["older than what was committed", "of what is not"])
+def test_linearizable_reads(network: Network, index: int) -> None:
+    """A read that misses what was committed when it was asked for, or sees what is not (thesis 6.4, etcd#7331)."""
+    invariants = watcher(network)
+    invariants.read_asked("2", 7)
+
+    with pytest.raises(InternalError, match=r"^linearizable reads: 2 answers read 7 at"):
+        invariants.read_answered("2", ReadState(7, index))
+
+
+def test_reads_of_who_is_gone_are_not_looked_at(network: Network) -> None:
+    """A late answer to a client that is gone with its node, or to one that nobody knows of, serves nobody."""
+    invariants = watcher(network)
+    invariants.read_asked("2", 7)
+    invariants.restarted("2")
+
+    assert not invariants.read_answered("2", ReadState(7, 1))
+    invariants.read_asked("2", 8)
+    assert invariants.read_answered("2", ReadState(8, 3))
 
 
 def set_back(name: str) -> Callable[[Raft], None]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from logs import snapshot_at, terms
+from logs import indexes, snapshot_at, span, terms
 from network import Network, Peer, accept, only, three, voters
 
 from replikv.errors import InternalError
-from replikv.raft.entries import SnapshotMetadata
+from replikv.raft.entries import Entry, SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries, AppendEntriesResponse, HeartbeatResponse, InstallSnapshot
 from replikv.raft.progress import Progress, ProgressState
@@ -179,6 +179,20 @@ def test_entries_behind_a_snapshot_wait_for_it() -> None:
     peer.take()
 
     assert [12, 13] == [entry.index for entry in peer.applied]
+
+
+def test_what_was_handed_out_before_a_snapshot_is_not_waited_for() -> None:
+    """Its state takes their place: nobody applies them, and what follows it must not wait for that."""
+    peer = Peer("3", log=span(1, 3, data=b"x" * 100), term=1, commit=3, applying_bytes_max=150)
+    ready = peer.node.ready()
+    assert [1] == indexes(ready.committed)
+    assert peer.raft.log.applying_paused
+
+    peer.step(InstallSnapshot(to="3", sender="1", term=1, snapshot=snapshot_at(9, 1, "1", "2", "3")))
+    entries = (Entry(10, 1, b"behind it"),)
+    peer.step(AppendEntries(to="3", sender="1", term=1, previous_index=9, previous_term=1, entries=entries, commit=10))
+
+    assert (list(entries), 0) == (peer.applied, peer.raft.log.applying_bytes)
 
 
 def test_a_second_snapshot_takes_the_place_of_the_first() -> None:
