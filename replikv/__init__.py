@@ -35,7 +35,7 @@ from replikv.store.subscriptions import Subscription
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
-from replikv.version import VERSION
+from replikv.version import __version__ as __version__
 
 __all__ = [
     "ABSENT",
@@ -75,5 +75,3 @@ __all__ = [
     "ValueTooLargeError",
     "WrongClusterError",
 ]
-
-__version__ = VERSION

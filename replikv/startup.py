@@ -22,7 +22,7 @@ from replikv.storage.memory import VolatileStorage
 from replikv.transport.base import Transport
 from replikv.transport.memory import MemoryTransport
 from replikv.transport.tcp import TcpTransport
-from replikv.version import VERSION
+from replikv.version import __version__
 
 __all__ = ["Startup", "check_address", "check_node_id"]
 
@@ -184,7 +184,7 @@ class Startup:
             listen=listen,
             joining=joining,
             machine=self._machine,
-            version=VERSION,
+            version=__version__,
         )
 
     def _joining(self, identity: Identity | None) -> Joining:

@@ -1,5 +1,5 @@
 """Which replikv this is."""
 
-__all__ = ["VERSION"]
+__all__ = ["__version__"]
 
-VERSION = "0.1.0.dev0"
+__version__ = "0.1.0.dev0"
