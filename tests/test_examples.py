@@ -18,6 +18,13 @@ EXPECTED = {
         r"c watched jobs/2 become ready",
         r"c reads \{'jobs/1': 'taken by a', 'jobs/2': 'ready'\}",
     ],
+    "rolling_replacement.py": [
+        r"leader: [abc]",
+        r"d joined, has everything, and votes",
+        r"a was removed, and has ended",
+        r"members: \{'d': 'voter', 'e': 'voter', 'f': 'voter'\}",
+        r"the work has gone on all the time",
+    ],
     "shared_config.py": [
         r"a: workers is now 8",
         r"b: workers is now 8",
