@@ -145,6 +145,8 @@ class Raft:
         # A membership change may be proposed only when everything up to this index is applied: at most one is
         # under way (thesis 4.1). Conservative in a new leader, which cannot know what its log holds.
         self.pending_membership_index = 0
+        # The end of the log at the election: what lies behind it are own entries.
+        self.election_index = 0
         # Payload bytes of own entries not yet applied.
         self.uncommitted_bytes = 0
         self.reads = ReadQueue()
@@ -202,7 +204,7 @@ class Raft:
         progress = self.tracker.progress[self.id]
         progress.become_replicate()
         progress.recent_active = True
-        self.pending_membership_index = self.log.last_index()
+        self.pending_membership_index = self.election_index = self.log.last_index()
         replication.append(self, b"", EntryKind.COMMANDS, limited=False)
 
     def _enter(self, role: Role, term: int) -> None:

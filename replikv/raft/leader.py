@@ -107,8 +107,9 @@ def propose(raft: Raft, data: bytes, kind: EntryKind) -> int:
 
 
 def reduce_uncommitted(raft: Raft, entries: list[Entry]) -> None:
-    """These entries are applied. Those of earlier leaders were never counted: the account stops at 0."""
-    raft.uncommitted_bytes = max(0, raft.uncommitted_bytes - payload_bytes(entries))
+    """These entries are applied. Those from before the election were never counted."""
+    own = [entry for entry in entries if entry.index > raft.election_index]
+    raft.uncommitted_bytes = max(0, raft.uncommitted_bytes - payload_bytes(own))
 
 
 # -- answers -----------------------------------------------------------------------------------------------------------

@@ -123,9 +123,14 @@ class Storm:
             self.now += 1
             newest = max((node.node.raft for node in self.nodes.values()), key=lambda raft: raft.membership_index)
             members = newest.membership.ids
+            known = any(
+                node.node.raft.role is Role.LEADER and node.node.raft.membership_index == newest.membership_index
+                for node in self.nodes.values()
+            )
             for node in self.nodes.values():
-                # Who is no member any more may not know it, and campaigns for ever where nobody sticks to a leader.
-                if node.id in members or self.config["check_quorum"]:
+                # Who is no member any more may not know it, and campaigns for ever where nobody sticks to a leader. But
+                # until a leader knows it, the others may need him: his newer term unseats one that nobody answers.
+                if node.id in members or self.config["check_quorum"] or not known:
                     self._time(node)
                     node.node.tick()
                     self._take(node)

@@ -361,3 +361,20 @@ def test_a_new_leadership_starts_with_an_empty_account() -> None:
     network["1"].node.tick()
     network.settle()
     assert ([SOME], 0) == (network["1"].payloads, network["1"].raft.uncommitted_bytes)
+
+
+def test_entries_of_earlier_leaders_make_no_room() -> None:
+    """They take none either: the limit holds for what this leader was given (raft-rs: uncommitted_state)."""
+    peer = Peer("1", "12", log=[Entry(1, 1, SOME), Entry(2, 1, SOME)], term=1, uncommitted_bytes_max=2 * len(SOME))
+    peer.lead(acknowledged=False)
+    peer.node.propose(SOME)
+    peer.node.propose(SOME)
+    peer.take()
+
+    peer.step(AppendEntriesResponse(to="1", sender="2", term=2, index=3))
+    assert ([SOME, SOME], 2 * len(SOME)) == (peer.payloads, peer.raft.uncommitted_bytes)
+    with pytest.raises(ProposalDroppedError, match="uncommitted"):
+        peer.node.propose(SOME)
+
+    peer.step(AppendEntriesResponse(to="1", sender="2", term=2, index=5))
+    assert 0 == peer.raft.uncommitted_bytes

@@ -167,6 +167,25 @@ def test_writes_complete_in_order() -> None:
         node.persisted(first)
 
 
+def test_writes_may_be_under_way_at_once() -> None:
+    """What each has made durable counts as soon as it is done (async_storage_writes)."""
+    peer = Peer("1", "12")
+    peer.lead()
+    peer.lazy = True
+    for data in (b"one", b"two", b"three"):
+        peer.node.propose(data)
+        peer.take()
+    peer.step(AppendEntriesResponse(to="1", sender="2", term=1, index=4))
+
+    committed = []
+    for _ in range(3):
+        peer.persist(1)
+        peer.take()
+        committed.append((peer.raft.log.committed, peer.payloads[-1:]))
+
+    assert [(2, [b"one"]), (3, [b"two"]), (4, [b"three"])] == committed
+
+
 def test_what_was_committed_without_the_own_disk_waits_for_it() -> None:
     """The others are a majority; applied state is never ahead of the own log.
 

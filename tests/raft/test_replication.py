@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from typing import Any
 
 import pytest
@@ -241,6 +242,30 @@ def test_diverging_logs_meet_in_one_rejection(leader_log: list[Entry], follower_
 
     assert 1 == sum(message.reject for message in only(network.sent, AppendEntriesResponse))
     assert network["1"].log == network["2"].log
+
+
+def test_all_logs_of_figure_7_are_brought_together() -> None:
+    """The leader finds where each of them parts from its own, in one probe or two (5.3; probe_and_replicate)."""
+    logs = [
+        terms(1, 1, 1, 4, 4, 5, 5, 6, 6, 6),
+        terms(1, 1, 1, 4, 4, 5, 5, 6, 6),
+        terms(1, 1, 1, 4),
+        terms(1, 1, 1, 4, 4, 5, 5, 6, 6, 6, 6),
+        terms(1, 1, 1, 4, 4, 5, 5, 6, 7, 7, 7, 7),
+        terms(1, 1, 1, 4, 4, 4, 4),
+        terms(1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3),
+    ]
+    network = net(*({"log": log, "term": 7} for log in logs))
+
+    network.campaign("1")
+
+    assert (Role.LEADER, 8) == network["1"].state
+    assert [[*logs[0], Entry(11, 8)]] * 7 == [peer.log for peer in network]
+    assert [11] * 7 == [peer.raft.log.committed for peer in network]
+    refusals = collections.Counter(
+        message.sender for message in only(network.sent, AppendEntriesResponse) if message.reject
+    )
+    assert {"2": 1, "3": 1, "5": 1, "6": 1, "7": 1} == refusals
 
 
 def test_a_second_leader_of_the_term_is_a_bug() -> None:
