@@ -30,7 +30,8 @@ class Hello:
     node_id: str
     incarnation: str
     bound_index: int = 0
-    """The log index at which this incarnation was bound to the node id, as far as the speaker knows; 0 if not yet."""
+    """The log index at which this incarnation was bound to the node id, as far as the speaker knows; while it is not,
+    the one as of which the speaker knows itself a member."""
     address: str = ""
     """Where the speaker can be dialed."""
     protocol_min: int = PROTOCOL_MIN
