@@ -235,9 +235,10 @@ def test_a_leader_does_not_campaign(pre_vote: bool) -> None:
 
 @pytest.mark.parametrize("kind", [Heartbeat, AppendEntries])
 def test_a_candidate_follows_the_leader_of_its_term(kind: type[Message]) -> None:
-    """It was cut off, and stands in the very term that the others have reached without it (TestCandidateResetTerm...).
+    """It was cut off, and stands in the very term that the others have reached without it.
 
-    Whatever the leader sends shows that the election of that term is over.
+    Whatever the leader sends shows that the election of that term is over (TestCandidateResetTermMsgApp,
+    TestCandidateResetTermMsgHeartbeat).
     """
     network = three()
     network.campaign("1")

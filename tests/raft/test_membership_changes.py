@@ -239,7 +239,7 @@ def test_a_change_before_its_beginning_is_not_applied() -> None:
 
 @pytest.mark.parametrize("joint", [False, True], ids=["simple", "joint"])
 def test_an_unapplied_change_blocks_a_campaign(joint: bool) -> None:
-    """By timeout and by transfer; after it is applied the transfer works (TestConfChangeCheckBeforeCampaign)."""
+    """By timeout and by transfer; after it is applied the transfer works (TestConfChange[V2]CheckBeforeCampaign)."""
     network = three()
     network.campaign("1")
     made = change("v4 r3") if joint else change("r3")

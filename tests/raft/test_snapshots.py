@@ -320,6 +320,27 @@ def compact(peer: Peer) -> None:
     peer.storage.compact(index)
 
 
+def test_an_older_snapshot_than_the_one_that_was_sent_is_enough() -> None:
+    """If the log goes on behind it: it came by another way (snapshot_succeed_via_app_resp_behind)."""
+    peer = Peer("1", "123", log=span(1, 12), term=1, commit=12)
+    peer.lead(acknowledged=False)
+    peer.storage.record_snapshot(snapshot_at(12, 1, *"123"))
+    peer.storage.compact(11)
+    progress = peer.raft.tracker.progress["3"]
+    [sent] = only(
+        peer.step(AppendEntriesResponse(to="1", sender="3", term=2, index=12, reject=True, hint_index=5, hint_term=1)),
+        InstallSnapshot,
+    )
+    assert (12, ProgressState.SNAPSHOT, 12) == (sent.snapshot.index, progress.state, progress.pending_snapshot)
+    assert [] == peer.step(AppendEntriesResponse(to="1", sender="3", term=2, index=10))
+    assert ProgressState.SNAPSHOT is progress.state
+
+    [append] = only(peer.step(AppendEntriesResponse(to="1", sender="3", term=2, index=11)), AppendEntries)
+
+    assert (11, [12, 13]) == (append.previous_index, indexes(append.entries))
+    assert (ProgressState.REPLICATE, 11, 14) == (progress.state, progress.match, progress.next)
+
+
 def test_a_slow_node_is_restored() -> None:
     """It was away while the log was compacted, and has everything committed in the end (TestSlowNodeRestore)."""
     network = three()
