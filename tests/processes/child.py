@@ -2,7 +2,8 @@
 
 ``{"id": 1, "do": "put", "key": "k", "value": 1}`` is answered by ``{"id": 1, "result": ...}`` or by
 ``{"id": 1, "error": "UnavailableError", "text": ...}``; commands run concurrently. Under load it tells of each
-acknowledged write: ``{"acknowledged": {key: value}}``. It dies when its parent does.
+acknowledged write: ``{"acknowledged": {key: value}}``; of what clients of a workload see, it writes a file. When it was
+removed from the cluster it says so, ``{"removed": ...}``, and ends. It dies when its parent does.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import structlog
 import trio
+from workload import HistoryFile, Workload
 
-from replikv import Cluster, ReplikvError, Settings
+from replikv import Cluster, RemovedError, ReplikvError, Settings
 
 PR_SET_PDEATHSIG = 1
 BEAT_S = 0.005
@@ -49,8 +52,9 @@ class Pauses:
 class Child:
     """What is done with the cluster, by command."""
 
-    def __init__(self, cluster: Cluster, nursery: trio.Nursery) -> None:
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery, history: Path) -> None:
         self.cluster = cluster
+        self.workload = Workload(f"{cluster.status().node_id}/{os.getpid()}", cluster.store, HistoryFile(history))
         self.nursery = nursery
         self.pauses = Pauses()
         self.load = trio.CancelScope()
@@ -82,8 +86,27 @@ class Child:
             "term": status.term,
             "first_index": status.first_index,
             "last_index": status.last_index,
+            "applied_index": status.applied_index,
             "match": {node_id: progress.match_index for node_id, progress in status.progress.items()},
+            "members": {node_id: member.role for node_id, member in status.members.items()},
+            "addresses": {node_id: member.address for node_id, member in status.members.items()},
         }
+
+    async def do_remove_member(self, node_id: str) -> None:
+        await self.cluster.remove_member(node_id)
+
+    async def do_change_members(self, promote: list[str], remove: list[str]) -> None:
+        await self.cluster.change_members(promote=promote, remove=remove)
+
+    async def do_workload(self, clients: int, keys: int, pause_s: float, only: str | None = None) -> None:
+        """Have clients work and record their history; answered when they have been stopped."""
+        await self.workload.run(clients, keys, pause_s, only)
+
+    async def do_stop_workload(self) -> None:
+        self.workload.stop()
+
+    async def do_read_all(self, keys: int) -> None:
+        await self.workload.read_all(keys)
 
     async def do_digest(self) -> tuple[int, str]:
         return self.cluster.digest()
@@ -125,7 +148,7 @@ class Child:
 
         async def work() -> None:
             for name in names:
-                await self.cluster.store.put(name, b"." * value_bytes)
+                await self.cluster.store.put(name, "." * value_bytes)
 
         async with trio.open_nursery() as nursery:
             for _ in range(clients):
@@ -144,9 +167,15 @@ def tell(message: dict[str, object]) -> None:
 
 
 async def main(arguments: dict[str, Any]) -> None:
-    settings = Settings(**arguments.pop("settings"))
-    async with Cluster(**arguments, settings=settings) as cluster, trio.open_nursery() as nursery:
-        child = Child(cluster, nursery)
+    try:
+        await run(**arguments)
+    except RemovedError as exc:
+        tell({"removed": str(exc)})
+
+
+async def run(settings: dict[str, Any], history: str, **arguments: Any) -> None:
+    async with Cluster(**arguments, settings=Settings(**settings)) as cluster, trio.open_nursery() as nursery:
+        child = Child(cluster, nursery, Path(history))
         tell({"ready": True})
         buffer = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

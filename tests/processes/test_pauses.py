@@ -31,7 +31,7 @@ async def test_snapshots_under_load_pause_nobody(tmp_path: Path, keys: int) -> N
         "snapshot_log_bytes": 256 * 1024,
         "trailing_entries": 10,
     }
-    async with running_processes(tmp_path, **settings) as group:
+    async with running_processes(tmp_path, settings=settings) as group:
         leader = await group.leader()
         term = (await group[leader].call("status"))["term"]
         for process in group.running.values():
