@@ -129,6 +129,11 @@ class Admission:
             attributes=self._attributes,
         )
 
+    def replaces(self, hello: Hello) -> bool:
+        """Whether this is another incarnation of a peer than the one that was admitted last."""
+        told = self._told.get(hello.node_id)
+        return told is not None and told[1] != hello.incarnation
+
     def admit(self, hello: Hello) -> str | None:
         """None, or why not; what is admitted is remembered."""
         reason = self._refusal(hello)

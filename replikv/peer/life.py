@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import structlog
 import trio
 
-from replikv.errors import ClusterClosedError, RemovedError
+from replikv.errors import ClusterClosedError, ConfigurationError, RemovedError
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.barriers import Barriers
@@ -212,15 +212,31 @@ class Life:
             if node_id != own and self._addresses.get(node_id) != record.address:
                 self._addresses[node_id] = record.address
                 self._leaving.pop(node_id, None)
-                self._transport.set_peer(node_id, record.address)
+                self._dial(node_id, record.address)
         for node_id in self._addresses.keys() - membership.ids:
             del self._addresses[node_id]
             self._leaving[node_id] = self.driver.ticks + 2 * self.settings.election_ticks
 
-    def moved(self, node_id: str, address: str) -> None:
-        """A member says where it is to be found."""
-        if address and node_id in self.admission.membership.ids:
+    def met(self, node_id: str, address: str, *, replaces: bool) -> None:
+        """A member says where it is to be found.
+
+        When it ``replaces`` another incarnation of itself, what that one has dialed is closed: it may still run, and
+        nothing it says counts as the other's.
+        """
+        if node_id not in self.admission.membership.ids:
+            return
+        if replaces:
+            self._transport.set_peer(node_id, None)
+        address = address or self._addresses.get(node_id, "")
+        if address:
+            self._dial(node_id, address)
+
+    def _dial(self, node_id: str, address: str) -> None:
+        """Keep a connection to a member. Where its address makes no sense, only it is not heard of."""
+        try:
             self._transport.set_peer(node_id, address)
+        except ConfigurationError as exc:
+            self._log.error("member cannot be dialed", peer=node_id, address=address, reason=str(exc))
 
     def connected(self, node_id: str) -> bool:
         """Whether the connection that we send on to the node is up."""

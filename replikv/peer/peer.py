@@ -253,11 +253,12 @@ class Peer:
     def admit(self, hello: Hello) -> str | None:
         """As :meth:`Receiver.admit`."""
         life = self._alive
+        replaces = life.admission.replaces(hello)
         reason = life.admission.admit(hello)
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
         else:
-            life.moved(hello.node_id, hello.address)
+            life.met(hello.node_id, hello.address, replaces=replaces)
         return reason
 
     def receive(self, node_id: str, frame: bytes) -> None:

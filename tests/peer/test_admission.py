@@ -195,6 +195,15 @@ def test_before_it_is_bound_the_first_one_told_counts() -> None:
     assert admission.admit(hello(incarnation="b1")) is None
 
 
+def test_another_process_in_place_of_the_one_admitted() -> None:
+    """Told before it is admitted, so that what the other has open can be closed."""
+    admission = Admission(US, membership())
+    assert not admission.replaces(hello())
+    assert admission.admit(hello()) is None
+    assert not admission.replaces(hello())
+    assert admission.replaces(hello(incarnation="b2", bound=6))
+
+
 def test_who_was_refused_is_not_remembered() -> None:
     """A stranger's claim must not keep the right one out."""
     admission = Admission(US, membership())
