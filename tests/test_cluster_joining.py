@@ -124,6 +124,7 @@ async def test_a_joiner_waits_while_nobody_answers(autojump_clock: trio.abc.Cloc
         said = [line for line in logs if line["event"] == "waiting to join"]
         assert ["memory-a", "memory-b"] == sorted({line["asked"] for line in said})
         assert all("nobody listens" in line["reason"] for line in said)
+        assert 2 == len(said)  # not at every attempt
         for node_id in "abc":
             await peers.start(node_id)
         await peers.roles("abcd", within_s=30)

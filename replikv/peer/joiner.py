@@ -89,6 +89,7 @@ class Joiner:
         incarnation = await blocking(storage, storage.draw_incarnation)
         taken_until = trio.current_time() + TAKEN_TIMEOUTS * self._settings.connect_timeout_s
         pause_s = self._settings.reconnect_delay_s
+        said: dict[str, str] = {}  # by address: logged when it changes, not at every attempt
         for address in itertools.cycle(addresses):
             try:
                 denied = await self._ask(address, storage, incarnation)
@@ -101,8 +102,9 @@ class Joiner:
             taken = denied.reason.startswith(Refused.NODE_ID) and trio.current_time() < taken_until
             if denied.denial is Denial.IDENTITY and not taken:
                 raise WrongClusterError(f"{address} refused {self._node_id}: {denied.reason}")
-            if denied.reason != self.waiting_for:
-                self.waiting_for = denied.reason
+            self.waiting_for = denied.reason
+            if said.get(address) != denied.reason:
+                said[address] = denied.reason
                 self._log.warning("waiting to join", asked=address, reason=denied.reason)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, self._settings.reconnect_delay_max_s)

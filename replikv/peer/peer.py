@@ -95,6 +95,8 @@ class Peer:
         # None until there is an identity to live under.
         self._life: Life | None = None if storage.identity is None else self._begin_life()
         self._joiner: Joiner | None = None
+        # Set, and replaced by a new one, when the next life begins or there will be none.
+        self._next_life = trio.Event()
         self._observer: Observer | None = None
         # Tasks of the store's run here. None unless the peer is open.
         self._nursery: trio.Nursery | None = None
@@ -202,6 +204,7 @@ class Peer:
                     await trio.sleep_forever()
                 finally:
                     self._nursery = None
+                    self._next_life.set()
                     self._alive.fail_waiting(self._closed_error)
 
     async def _live(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -219,7 +222,12 @@ class Peer:
                 if self._refusal is not None:
                     raise self._refusal
                 nursery.cancel_scope.cancel()
-            await self._join_anew()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._expire_waiting)
+                await self._join_anew()
+                nursery.cancel_scope.cancel()
+            begun, self._next_life = self._next_life, trio.Event()
+            begun.set()
 
     async def _observe(self) -> None:
         observer = self._observer = Observer(self._alive)
@@ -233,11 +241,28 @@ class Peer:
         identity = former.identity
         self._log.warning("joining anew", reason="the cluster knows this peer from before it lost its state")
         self._storage = VolatileStorage()
-        joining = Joining(identity.node_id, identity.address, identity.listen)
+        learner = self._joining is not None and self._joining.learner
+        joining = Joining(identity.node_id, identity.address, identity.listen, learner=learner)
         members = [record.address for node_id, record in former.admission.membership.members.items()]
         await self._join(joining, [address for address in members if address != identity.address])
         self._refused = trio.Event()
         await self._alive.restore()
+
+    async def _expire_waiting(self) -> None:
+        """Between two lives nobody drives, and whoever waits is told in time all the same."""
+        limit_s = self.settings.request_timeout_s
+
+        def why() -> str:
+            return f"no answer within {limit_s} s: {'; '.join(self.doctor())}"
+
+        def error() -> UnavailableError:
+            return UnavailableError(f"{why()}; nothing was changed, so it is safe to try again")
+
+        while True:
+            await trio.sleep(self.settings.heartbeat_interval_s)
+            now = trio.current_time()
+            self._proposals.expire(now, error, why)
+            self._barriers.expire(now, error)
 
     async def _run_transport(self, *, task_status: trio.TaskStatus[str]) -> None:
         await self._transport.run(
@@ -374,9 +399,12 @@ class Peer:
         while True:
             self.check_open()
             driver = self._driver
-            if driver.node.raft.leader:
+            if driver.ended:
+                await self._next_life.wait()
+            elif driver.node.raft.leader:
                 return driver.node.raft.leader
-            await driver.leader_changed.wait()
+            else:
+                await driver.leader_changed.wait()
 
     async def transfer_leadership(self, to: str | None) -> None:
         """As :meth:`Cluster.transfer_leadership`."""
@@ -395,7 +423,7 @@ class Peer:
             driver.wake()
             # The leader gives up after one election timeout; what follows from that is known after two.
             with trio.move_on_after(2 * self.settings.election_timeout_s):
-                while node.raft.leader != successor:
+                while node.raft.leader != successor and not driver.ended:
                     await driver.leader_changed.wait()
                     self.check_open()
             if node.raft.leader != successor:

@@ -104,10 +104,12 @@ class Reconfigurator:
         """The leader's answer, whoever that is by then; ``deadline`` is on trio's clock."""
         unknown = False
         pause_s = self._settings.heartbeat_interval_s
-        while True:
+        denied = Denied(Denial.LATER, f"{self._identity.node_id} is no member as of now: ask another one")
+        while not self._driver.ended:
             answer = await self._ask_once(request, deadline)
             if isinstance(answer, Accepted):
                 return answer
+            denied = answer
             if answer.denial is Denial.UNKNOWN:
                 unknown = True
                 if isinstance(request, ChangeRequest):
@@ -118,7 +120,7 @@ class Reconfigurator:
             if trio.current_time() + pause_s >= deadline:
                 break
             await trio.sleep(pause_s)
-        why = f"the membership was not seen changed within {self._settings.request_timeout_s} s: {answer.reason}"
+        why = f"the membership was not seen changed: {denied.reason}"
         if unknown:
             return Denied(Denial.UNKNOWN, f"{why}; it may change yet: look at status().members")
         return Denied(Denial.LATER, f"{why}; surely nothing was changed: try again")
