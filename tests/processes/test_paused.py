@@ -15,7 +15,7 @@ ELECTION_TIMEOUT_S = 0.5
 
 
 async def stop_for_a_while(group: Group, victim: str, chance: random.Random) -> None:
-    """SIGSTOP; writes elsewhere, and gets that wait in the victim's pipe; SIGCONT: all of them see the newest write."""
+    """SIGSTOP; writes elsewhere; SIGCONT."""
     led = victim == await group.leader()
     await group[victim].call("put", key="key", value="old")
     group[victim].signal(signal.SIGSTOP)
@@ -25,6 +25,11 @@ async def stop_for_a_while(group: Group, victim: str, chance: random.Random) -> 
     else:
         await trio.sleep(chance.uniform(0.5, 2.0) * ELECTION_TIMEOUT_S)
     await group[others[0]].call("put", key="key", value="new")
+    await go_on(group, victim)
+
+
+async def go_on(group: Group, victim: str) -> None:
+    """SIGCONT: gets that have waited in its pipe, and others that come then, all see the newest write."""
     waiting = [group[victim].post("get", key="key") for _ in range(20)]
     group[victim].signal(signal.SIGCONT)
     for _ in range(5):
@@ -46,9 +51,30 @@ async def test_whoever_was_stopped_serves_no_stale_read(tmp_path: Path, rounds: 
     settings = {"lease_reads": lease_reads, "election_timeout_s": ELECTION_TIMEOUT_S}
     async with running_processes(tmp_path, settings=settings) as group:
         group.work("abc", keys=KEYS, clients=2, pause_s=0.02)
-        group.work("abc", keys=KEYS, clients=2, pause_s=0.0, only="get")
+        group.work("abc", keys=KEYS, clients=6, pause_s=0.0, only="get")
         for number in range(rounds):
             leader = await group.leader()
             await stop_for_a_while(group, leader if number % 3 < 2 else chance.choice("abc"), chance)
         await group.finish_work(keys=KEYS)
         assert 1 == len(await group.digests())
+
+
+@pytest.mark.parametrize("lease_reads", [False, True])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.long)])
+async def test_a_leader_notices_by_itself_that_its_time_is_over(tmp_path: Path, rounds: int, lease_reads: bool) -> None:
+    """The others were restarted while the leader was stopped: no message of a new leader waits for it when it goes on.
+
+    It has only its clock to tell it that it may not answer by its lease.
+    """
+    settings = {"lease_reads": lease_reads, "election_timeout_s": ELECTION_TIMEOUT_S}
+    async with running_processes(tmp_path, settings=settings) as group:
+        for _ in range(rounds):
+            leader = await group.leader()
+            others = sorted(set("abc") - {leader})
+            await group[leader].call("put", key="key", value="old")
+            await trio.sleep(ELECTION_TIMEOUT_S)  # it has a lease by then
+            group[leader].signal(signal.SIGSTOP)
+            await group.kill(others)
+            await group.start(others)
+            await group[others[0]].call("put", key="key", value="new")
+            await go_on(group, leader)
