@@ -124,6 +124,7 @@ class DiskStorage(Storage):
         if self.identity is None:
             raise InternalError(f"{self._directory} was moved before it was initialized")
         identity = dataclasses.replace(self.identity, address=address, listen=listen)
+        remove_temporaries(self._filesystem, self._directory)
         write_meta(self._filesystem, self._directory, identity)
         self.identity = identity
 

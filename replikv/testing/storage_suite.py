@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,29 @@ class StorageSuite(abc.ABC):
         """The identity of a storage never changes."""
         with pytest.raises(InternalError):
             storage.initialize(IDENTITY, ORIGIN)
+
+    def test_an_incarnation_is_drawn_once(self, tmp_path: Path) -> None:
+        """The same at each call, and another for each storage."""
+        with (
+            contextlib.closing(self.open_storage(tmp_path / "one")) as storage,
+            contextlib.closing(self.open_storage(tmp_path / "other")) as other,
+        ):
+            incarnation = storage.draw_incarnation()
+            assert incarnation
+            assert incarnation == storage.draw_incarnation()
+            assert incarnation != other.draw_incarnation()
+
+    def test_a_move_changes_the_addresses_alone(self, storage: Storage) -> None:
+        """Everything else that a storage says of whose it is stays."""
+        storage.move("10.0.0.9:7001", "0.0.0.0:7009")
+        assert storage.identity == dataclasses.replace(IDENTITY, address="10.0.0.9:7001", listen="0.0.0.0:7009")
+        write(storage, Write(entries=entries(1, 1)))
+        assert held(storage) == list(entries(1, 1))
+
+    def test_an_empty_storage_cannot_move(self, tmp_path: Path) -> None:
+        """It is nobody's yet."""
+        with contextlib.closing(self.open_storage(tmp_path)) as storage, pytest.raises(InternalError):
+            storage.move("10.0.0.9:7001", "0.0.0.0:7009")
 
     def test_write_leaves_the_image_to_the_caller(self, storage: Storage) -> None:
         """The image belongs to the loop's thread, which applies a write once it is durable."""
@@ -185,6 +209,30 @@ class DurableStorageSuite(StorageSuite):
             assert again.identity == IDENTITY
             assert again.image.snapshot() == ORIGIN
             assert (again.image.hard_state, held(again)) == (HardState(), [])
+
+    def test_a_drawn_incarnation_survives(self, tmp_path: Path) -> None:
+        """Until the storage is initialized with it, as often as it is opened."""
+        storage = self.open_storage(tmp_path)
+        incarnation = storage.draw_incarnation()
+        for _ in range(2):
+            storage.close()
+            storage = self.open_storage(tmp_path)
+            assert storage.identity is None
+            assert incarnation == storage.draw_incarnation()
+        identity = dataclasses.replace(IDENTITY, incarnation=incarnation)
+        storage.initialize(identity, ORIGIN)
+        with self.reopened(storage, tmp_path) as again:
+            assert again.identity == identity
+
+    def test_a_move_survives(self, storage: Storage, tmp_path: Path) -> None:
+        """With the log and the snapshots untouched."""
+        write(storage, Write(entries=entries(1, 3), hard_state=HardState(1, "a", 1)))
+        storage.move("10.0.0.9:7001", "0.0.0.0:7009")
+        write(storage, Write(entries=entries(4, 4)))
+        with self.reopened(storage, tmp_path) as again:
+            assert again.identity == dataclasses.replace(IDENTITY, address="10.0.0.9:7001", listen="0.0.0.0:7009")
+            assert held(again) == list(entries(1, 4))
+            assert again.image.hard_state == HardState(1, "a", 1)
 
     def test_entries_and_hard_state_survive(self, storage: Storage, tmp_path: Path) -> None:
         """Data, term and kind of each entry come back, from several writes made durable together."""

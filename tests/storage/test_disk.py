@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import threading
 from pathlib import Path
@@ -16,7 +17,8 @@ from replikv.raft.membership import Membership
 from replikv.raft.stable import Write
 from replikv.storage.base import Identity, StorageFullError
 from replikv.storage.disk import DiskStorage
-from replikv.storage.filesystem import FileSystem
+from replikv.storage.filesystem import FileSystem, OsFileSystem
+from replikv.storage.meta import write_incarnation
 
 IDENTITY = Identity("cluster", "a", "incarnation", "10.0.0.1:7001", "0.0.0.0:7001")
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
@@ -169,6 +171,105 @@ def test_no_room_for_the_first_start(tmp_path: Path) -> None:
     assert failures == 4  # zeros, the head of the segment, its first frame, meta
     with open_disk(tmp_path) as storage:
         assert held(storage) == [(1, 1), (2, 1)]
+
+
+def test_crash_at_any_point_of_joining(tmp_path: Path) -> None:
+    """From the first drawing of an incarnation to the membership with a snapshot: it never comes as another."""
+    number, told = 0, 0
+    while True:
+        number += 1
+        directory = tmp_path / str(number)
+        filesystem = FaultyFileSystem()
+        filesystem.fault("*", "*", crash, after=number)
+        incarnation = ""
+
+        def join(storage: DiskStorage) -> None:
+            nonlocal incarnation
+            incarnation = storage.draw_incarnation()
+            cover(storage, at(5, 2))
+            storage.initialize(dataclasses.replace(IDENTITY, incarnation=incarnation), at(5, 2))
+
+        try:
+            with open_disk(directory, filesystem) as storage:
+                join(storage)
+            break
+        except CrashError:
+            before = incarnation
+            with open_disk(directory) as storage:
+                if storage.identity is None:
+                    join(storage)
+                else:
+                    incarnation = storage.identity.incarnation
+                told += bool(before)
+                assert before in ("", incarnation)
+                append(storage, 6, 7, term=2)
+            with open_disk(directory) as storage:
+                assert storage.identity == dataclasses.replace(IDENTITY, incarnation=incarnation)
+                assert held(storage) == [(6, 2), (7, 2)]
+                assert not (directory / "incarnation").exists()
+    assert told > 20
+
+
+def test_crash_at_any_point_of_a_move(directory: Path, tmp_path: Path) -> None:
+    """It is at the one address or at the other, and everything is there."""
+    number = 0
+    found: set[str] = set()
+    while True:
+        copy = tmp_path / str(number)
+        shutil.copytree(directory, copy)
+        filesystem = FaultyFileSystem()
+        with open_disk(copy, filesystem) as storage:
+            filesystem.fault("*", "*", crash, after=number)
+            try:
+                storage.move("moved:1", "moved:2")
+                break
+            except CrashError:
+                pass
+        with open_disk(copy) as storage:
+            assert storage.identity in (IDENTITY, dataclasses.replace(IDENTITY, address="moved:1", listen="moved:2"))
+            found.add(storage.identity.address)
+            assert len(held(storage)) == 6
+            storage.move("moved:1", "moved:2")
+            append(storage, 7, 7)
+        number += 1
+    assert {"10.0.0.1:7001", "moved:1"} == found
+
+
+def test_no_room_for_a_move(directory: Path) -> None:
+    """It stays where it was; the same call may be made again."""
+    filesystem = FaultyFileSystem()
+    with open_disk(directory, filesystem) as storage:
+        filesystem.fault("pwrite", "meta*", no_room)
+        with pytest.raises(StorageFullError):
+            storage.move("moved:1", "moved:2")
+        assert storage.identity == IDENTITY
+        filesystem.heal()
+        storage.move("moved:1", "moved:2")
+        append(storage, 7, 7)
+    with open_disk(directory) as storage:
+        assert storage.identity is not None
+        assert ("moved:1", "moved:2") == (storage.identity.address, storage.identity.listen)
+
+
+def test_nothing_of_a_failed_move_is_left(directory: Path) -> None:
+    """What was to be a longer line must not show behind a shorter one."""
+    filesystem = FaultyFileSystem()
+    with open_disk(directory, filesystem) as storage:
+        filesystem.fault("rename", "meta", no_room)
+        with pytest.raises(StorageFullError):
+            storage.move("a-very-long-address-that-came-to-nothing:1", "moved:2")
+        filesystem.heal()
+        storage.move("m:1", "m:2")
+    with open_disk(directory) as storage:
+        assert storage.identity == dataclasses.replace(IDENTITY, address="m:1", listen="m:2")
+
+
+def test_an_incarnation_beside_meta_is_forgotten(directory: Path) -> None:
+    """A crash after ``meta`` was written leaves both: ``meta`` counts."""
+    write_incarnation(OsFileSystem(), directory, "drawn before")
+    with open_disk(directory) as storage:
+        assert storage.identity == IDENTITY
+    assert not (directory / "incarnation").exists()
 
 
 def test_snapshot_of_an_attempt_to_begin_is_forgotten(tmp_path: Path) -> None:

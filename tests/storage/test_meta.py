@@ -11,7 +11,7 @@ import pytest
 from replikv.errors import CorruptionError, StorageError
 from replikv.storage.base import Identity
 from replikv.storage.filesystem import OsFileSystem
-from replikv.storage.meta import read_meta, write_meta
+from replikv.storage.meta import forget_incarnation, read_incarnation, read_meta, write_incarnation, write_meta
 
 IDENTITY = Identity("cluster", "ä", "incarnation", "10.0.0.1:7001", "0.0.0.0:7001")
 
@@ -50,3 +50,29 @@ def test_newer_format_says_which(tmp_path: Path) -> None:
     (tmp_path / "meta").write_bytes(b"%b\ncrc32 %08x\n" % (line, zlib.crc32(line)))
     with pytest.raises(StorageError, match=r"format 7.*format 1"):
         read_meta(OsFileSystem(), tmp_path)
+
+
+def test_an_incarnation_comes_back(tmp_path: Path) -> None:
+    """Until it is forgotten; there is none before, and to forget nothing is nothing."""
+    filesystem = OsFileSystem()
+    assert read_incarnation(filesystem, tmp_path) is None
+    forget_incarnation(filesystem, tmp_path)
+    write_incarnation(filesystem, tmp_path, "drawn")
+    assert "drawn" == read_incarnation(filesystem, tmp_path)
+    assert ["incarnation"] == [path.name for path in tmp_path.iterdir()]
+    assert b"drawn\ncrc32 " == (tmp_path / "incarnation").read_bytes()[:12]
+    forget_incarnation(filesystem, tmp_path)
+    assert read_incarnation(filesystem, tmp_path) is None
+    assert [] == list(tmp_path.iterdir())
+
+
+def test_any_byte_of_an_incarnation_changed_is_damage(tmp_path: Path) -> None:
+    """Others may know the peer by it already: it would come as another."""
+    write_incarnation(OsFileSystem(), tmp_path, "drawn")
+    path = tmp_path / "incarnation"
+    whole = path.read_bytes()
+    for position in range(len(whole)):
+        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1]) + whole[position + 1 :])
+        with pytest.raises(CorruptionError) as caught:
+            read_incarnation(OsFileSystem(), tmp_path)
+        assert str(path) == caught.value.file
