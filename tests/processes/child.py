@@ -154,11 +154,19 @@ class Child:
             for _ in range(clients):
                 nursery.start_soon(work)
 
+    async def do_resident_bytes(self) -> int:
+        return resident_bytes()
+
     async def do_measure_pauses(self) -> None:
         self.nursery.start_soon(self.pauses.measure)
 
     async def do_pauses(self) -> dict[str, float]:
         return {"own_s": self.pauses.own_s, "wall_s": self.pauses.wall_s}
+
+
+def resident_bytes() -> int:
+    """How much memory this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def tell(message: dict[str, object]) -> None:
