@@ -19,9 +19,9 @@ async def test_killed_voters_are_replaced_without_a_hand(tmp_path: Path, voters:
     After each, there are as many voters that live as before. The history that clients of voters and learners saw is
     linearizable: nothing that was acknowledged is lost.
     """
-    settings = {"voters_max": len(voters), "voter_replace_after_s": 2.0}
+    settings = {"voters_max": len(voters), "voter_replace_after_s": 1.0}
     if len(voters) > 3:  # so many processes are slow on two cores
-        settings |= {"heartbeat_interval_s": 0.2, "election_timeout_s": 2.0}
+        settings |= {"heartbeat_interval_s": 0.2, "election_timeout_s": 2.0, "voter_replace_after_s": 2.0}
     async with running_processes(tmp_path, voters, settings=settings) as group:
         for number in range(0, len(joiners), 3):
             await group.join(joiners[number : number + 3], via=voters)

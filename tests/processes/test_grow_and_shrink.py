@@ -38,8 +38,7 @@ async def test_a_cluster_grows_and_shrinks_under_load(tmp_path: Path, rounds: in
     cases = itertools.cycle(
         [("follower", "leader"), ("leader", "follower"), ("leader", "leader"), ("follower", "follower")]
     )
-    settings = {"heartbeat_interval_s": 0.1, "election_timeout_s": 1.0, "lease_reads": lease_reads}
-    async with running_processes(tmp_path, "a", settings=settings) as group:
+    async with running_processes(tmp_path, "a", settings={"lease_reads": lease_reads}) as group:
         group.work("a", keys=KEYS)
         members = ["a"]
         for _ in range(rounds):
