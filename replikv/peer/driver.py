@@ -429,7 +429,7 @@ class Driver:
 
     def _finish_install(self, metadata: SnapshotMetadata) -> None:
         installing, self._installing = self._installing, None
-        if installing is None or installing.metadata != metadata:
+        if installing is None or installing.restorer is None or installing.metadata != metadata:
             raise InternalError(f"a snapshot at {metadata.index} is in the log, but its state is not at hand")
         installing.restorer.finish()
         self.applier.installed(metadata.index, metadata.term)

@@ -243,8 +243,7 @@ class Peer:
         self._storage = VolatileStorage()
         learner = self._joining is not None and self._joining.learner
         joining = Joining(identity.node_id, identity.address, identity.listen, learner=learner)
-        members = [record.address for node_id, record in former.admission.membership.members.items()]
-        await self._join(joining, [address for address in members if address != identity.address])
+        await self._join(joining, former.addresses())
         self._refused = trio.Event()
         await self._alive.restore()
 
@@ -283,7 +282,7 @@ class Peer:
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
         else:
-            life.met(hello.node_id, hello.address, replaces=replaces)
+            life.met(hello, replaces=replaces)
         return reason
 
     def receive(self, node_id: str, frame: bytes) -> None:
@@ -319,6 +318,13 @@ class Peer:
             if not isinstance(self._storage, VolatileStorage):
                 self._refusal = WrongClusterError(sentence)
             self._refused.set()
+
+    def turned_away(self, hello: Hello, reason: str) -> None:
+        """As :meth:`Receiver.turned_away`. Whoever judges us is dialed, to hear it from where it is to be found."""
+        life = self._alive
+        judged = reason.startswith((Refused.INCARNATION, Refused.REMOVED))
+        if judged and life.running and hello.cluster_id == life.identity.cluster_id:
+            life.dial_newer(hello)
 
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
         """As :meth:`Receiver.serve_channel`: a snapshot comes in, or somebody asks something."""

@@ -48,7 +48,8 @@ class ReceivedSnapshot:
     sender: str
     term: int
     metadata: SnapshotMetadata
-    restorer: Restorer
+    restorer: Restorer | None
+    """Its state; None when this peer has one at least as new."""
     done: trio.Event
     """Set by the driver when it is installed, or was not needed."""
 
@@ -186,6 +187,8 @@ class SnapshotReceiver:
             self._drop()
         if metadata.index <= self._storage.image.snapshot().index:
             self._drop()
+            # The leader does not know it yet, and would send it again and again: what we have is said by the core.
+            self._install(ReceivedSnapshot(offer.node_id, offer.header.term, metadata, None, trio.Event()))
             offer.answer = _AS_NEW
             return
         if self._reception is None:

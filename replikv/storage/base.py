@@ -75,7 +75,7 @@ class Storage(abc.ABC):
 
     @abc.abstractmethod
     def move(self, address: str, listen: str) -> None:
-        """The peer is found elsewhere from now on: its identity is the same but for its addresses. Raises StorageError."""
+        """The peer is found elsewhere from now on: its identity stays the same but for that. Raises StorageError."""
 
     @abc.abstractmethod
     def write(self, writes: Sequence[Write]) -> None:

@@ -81,9 +81,9 @@ class FileSystem(abc.ABC):
     def list_directory(self, path: Path) -> list[str]:
         """The names in the directory, sorted."""
 
+    @abc.abstractmethod
     def free_bytes(self, path: Path) -> int | None:
         """Room on the disk that the directory is on; None if nobody can tell."""
-        return None
 
     @abc.abstractmethod
     def make_directory(self, path: Path) -> None:

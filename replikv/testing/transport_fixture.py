@@ -77,6 +77,10 @@ class RecordingReceiver:
         """Keep the event."""
         self._event("refused", node_id, reason)
 
+    def turned_away(self, hello: Hello, reason: str) -> None:
+        """Keep the event."""
+        self._event("turned away", hello.node_id, reason)
+
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
         """Have ``serve`` do it."""
         await self.serve(node_id, channel)

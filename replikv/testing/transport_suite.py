@@ -150,13 +150,14 @@ class TransportSuite(ChannelSuite):
 
     @in_trio
     async def test_dialer_refuses(self) -> None:
-        """A dialer that will not have the responder tries again now and then; nobody refused the dialer itself."""
+        """A dialer that will not have the responder tells it why, and tries again now and then."""
         async with self.running("a", "b") as (a, b):
             a.receiver.admit_with = lambda hello: f"{hello.node_id} is of another cluster"
             a.transport.set_peer("b", b.address)
             await a.receiver.wait_until(lambda: len(a.receiver.hellos) >= 2)
+            await b.receiver.wait_event("turned away", times=2)
             assert [] == a.receiver.events
-            assert [] == b.receiver.events
+            assert {("turned away", "a", "b is of another cluster")} == set(b.receiver.events)
             assert not a.transport.send("b", b"frame")
             a.receiver.admit_with = lambda hello: None
             await a.receiver.wait_event("connected", "b")

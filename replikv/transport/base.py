@@ -87,6 +87,10 @@ class Receiver(Protocol):
         """The peer that we dialed would not have us, in its words. Dialing goes on, slowly."""
         ...
 
+    def turned_away(self, hello: Hello, reason: str) -> None:
+        """Somebody has dialed us, and would not have us when it heard who we are. What it says is not authenticated."""
+        ...
+
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
         """The peer has opened a channel. It is closed when this returns or raises trio's resource errors."""
         ...

@@ -139,6 +139,7 @@ class MemoryNetwork:
         target = self._reach(us, address)
         declined = admit_expected(caller.receiver, node_id, address, target.receiver.hello())
         if declined is not None:
+            target.receiver.turned_away(us, declined)
             raise DeclinedError(declined)
         reason = target.receiver.admit(us)
         if reason is not None:

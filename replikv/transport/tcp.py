@@ -21,7 +21,7 @@ from replikv.transport.connection import Connection, ConnectionLostError, Stream
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator, Responder
 from replikv.transport.links import Link, LinkedTransport, admit_expected, admit_stranger
 from replikv.transport.outbox import Outbox
-from replikv.transport.wire import FrameDecoder, PeerConnectionError, encode_frames
+from replikv.transport.wire import FrameDecoder, PeerConnectionError, RefusedError, encode_frames
 
 __all__ = ["TcpTransport"]
 
@@ -171,6 +171,10 @@ class TcpTransport(LinkedTransport):
             self._handshakes[scope] = None
             try:
                 return await connection.shake_hands(handshake), handshake.purpose
+            except RefusedError as refusal:
+                if handshake.theirs is not None:
+                    self._receiver.turned_away(handshake.theirs, str(refusal))
+                raise
             finally:
                 self._handshakes.pop(scope, None)
         raise ConnectionLostError("its handshake took too long")

@@ -86,12 +86,17 @@ class Follower:
         self.replica = replica or Replica()
         self.lock = trio.Lock()
         self.installed: list[ReceivedSnapshot] = []
+        # Indexes of those that were offered though there was one as new.
+        self.known: list[int] = []
         self._nursery = nursery
         self._swap = install
         self.receiver = SnapshotReceiver(self.storage, self.replica, settings or Settings(), self.lock, self._install)
         nursery.start_soon(self.receiver.run)
 
     def _install(self, received: ReceivedSnapshot) -> None:
+        if received.restorer is None:
+            self.known.append(received.metadata.index)
+            return
         self.installed.append(received)
         if self._swap:
             received.restorer.finish()

@@ -101,7 +101,7 @@ async def test_one_snapshot_at_a_time_goes_to_a_follower(follower: Follower, nur
 
 
 async def test_a_follower_that_has_as_much_refuses(follower: Follower) -> None:
-    """Its own snapshot is not replaced by an older one."""
+    """Its own snapshot is not replaced by an older one; its core is told of the offer, and says what it has."""
     channel = await begin(follower, index=9)
     assert encode_had(0) == await channel.receive()
     assert GO == await finish(channel, state(10))
@@ -109,6 +109,7 @@ async def test_a_follower_that_has_as_much_refuses(follower: Follower) -> None:
     await sending.send("b", 1, 9)
     assert [("b", True)] == reports
     assert 1 == len(follower.installed)
+    assert [9] == follower.known
 
 
 async def test_few_are_sent_at_once(follower: Follower, nursery: trio.Nursery) -> None:
