@@ -13,6 +13,7 @@ from replikv.errors import ConfigurationError
 from replikv.machine.base import StateMachine
 from replikv.peer.admission import cluster_id_of
 from replikv.peer.peer import Joining, Peer, own_identity
+from replikv.peer.requests import NODE_ID_BYTES_MAX
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.settings import Settings
@@ -25,9 +26,6 @@ from replikv.transport.tcp import TcpTransport
 from replikv.version import __version__
 
 __all__ = ["Startup", "check_address", "check_node_id"]
-
-NODE_ID_BYTES_MAX = 128
-"""A node id in UTF-8: it stands in every handshake and in the membership."""
 
 
 class Startup:

@@ -148,3 +148,21 @@ async def test_a_peer_moves_over_tcp(tmp_path: Path) -> None:
                 await third.store.put("k", 3)
         async with opened(make("b")) as second:
             assert 3 == await second.store.get("k")
+
+
+async def test_two_of_three_move_at_once(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
+    """They know only each other's old addresses; the third passes on where each of them is, whoever leads."""
+    async with running(disks=tmp_path) as peers:
+        await peers["a"].store.put("k", 1)
+        for node_id in "bc":
+            await peers.shutdown(node_id)
+        for node_id in "bc":
+            await peers.restart(node_id, address=f"new-{node_id}")
+        await trio.sleep(5)
+        for node_id in "bca":  # whoever of them leads, it reaches the others
+            await peers["a"].transfer_leadership(node_id)
+            for other in "abc":
+                await peers[other].store.put("k", other)
+        await trio.sleep(2)
+        for cluster in peers.all:
+            assert ["memory-a", "new-b", "new-c"] == [member.address for member in cluster.status().members.values()]

@@ -176,6 +176,15 @@ class Admission:
             )
         return None
 
+    def moved(self) -> list[Hello]:
+        """What those members said of themselves that are found elsewhere than the membership says."""
+        members = self.membership.members
+        return [
+            hello
+            for node_id, hello in self._hellos.items()
+            if node_id in members and hello.address not in ("", members[node_id].address)
+        ]
+
     def unrecorded(self) -> MembershipChange | None:
         """The change that records what members tell of themselves; None when all of it is recorded.
 

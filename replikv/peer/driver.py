@@ -28,6 +28,7 @@ from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import (
     Forwarded,
     MalformedFrameError,
+    Moved,
     Refusal,
     SnapshotHeader,
     decode,
@@ -72,6 +73,7 @@ class Driver:
         listeners: list[Callable[[], None]],
         send_snapshot: Callable[[str, int, int], None],
         membership_applied: Callable[[Membership], None],
+        moved: Callable[[Moved], None],
         randomness: random.Random,
     ) -> None:
         self.node_id = node_id
@@ -111,6 +113,7 @@ class Driver:
         self._transport = transport
         self._send_snapshot = send_snapshot
         self._membership_applied = membership_applied
+        self._moved = moved
         self._clock = LeaseClock(settings.heartbeat_interval_s)
         self._woken = trio.Event()
         # -- the inbox --
@@ -229,6 +232,8 @@ class Driver:
                 self._handover.take_forwarded(sender, content)
             elif isinstance(content, Refusal):
                 self._handover.take_refusal(content)
+            elif isinstance(content, Moved):
+                self._moved(content)
             elif isinstance(content, SnapshotHeader):
                 self._log.warning("malformed frame", sender=sender, reason="a snapshot belongs on a channel")
 

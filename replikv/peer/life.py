@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import structlog
 import trio
 
-from replikv.errors import ClusterClosedError, ConfigurationError, RemovedError
+from replikv.errors import ClusterClosedError, RemovedError
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.barriers import Barriers
@@ -22,6 +22,7 @@ from replikv.peer.reconfigurator import Reconfigurator
 from replikv.peer.snapshot_receiver import SnapshotReceiver
 from replikv.peer.snapshot_sender import SnapshotSender
 from replikv.peer.snapshots import blocking
+from replikv.peer.whereabouts import Whereabouts
 from replikv.raft.core import Config
 from replikv.raft.entries import NO_NODE, EntryKind
 from replikv.raft.membership import Membership
@@ -29,16 +30,12 @@ from replikv.raft.node import RawNode
 from replikv.raft.roles import Role
 from replikv.settings import Settings
 from replikv.storage.base import Identity, Storage
-from replikv.transport.base import Channel, Hello, Transport
+from replikv.transport.base import Channel, Transport
 
 __all__ = ["Life"]
 
 RESTORE_SLICE_S = 0.005
 """How long a replica is rebuilt from disk before other tasks get their turn."""
-
-
-NEWER_MAX = 64
-"""Nodes that are dialed though our log does not know them yet: more members than a cluster has."""
 
 
 class Life:
@@ -75,12 +72,7 @@ class Life:
         for entry in image.entries(image.first_index(), image.last_index() + 1):
             if entry.kind == EntryKind.MEMBERSHIP:
                 self.admission.note(entry)
-        # Where each member was to be dialed when that was last heard.
-        self._addresses: dict[str, str] = {}
-        # Node id -> what it says of itself, of those bound beyond what is applied here.
-        self._newer: dict[str, Hello] = {}
-        # Node id -> the tick at which its link is dropped: who was removed is told so first.
-        self._leaving: dict[str, int] = {}
+        self.whereabouts = Whereabouts(self.identity, self.admission, transport, settings)
         self._nursery: trio.Nursery | None = None
         self.sender = SnapshotSender(storage, transport, settings, self._snapshot_sent)
         self.driver = Driver(
@@ -96,6 +88,7 @@ class Life:
             listeners=listeners,
             send_snapshot=self._send_snapshot,
             membership_applied=self._follow_membership,
+            moved=self.whereabouts.passed_on,
             randomness=randomness,
         )
         self.receiver = SnapshotReceiver(storage, replica, settings, self.driver.snapshot_lock, self.driver.install)
@@ -190,10 +183,7 @@ class Life:
         while True:
             await trio.sleep(self.settings.heartbeat_interval_s)
             self.driver.tick()
-            self._judge_newer()
-            for node_id in [node_id for node_id, ticks in self._leaving.items() if ticks <= self.driver.ticks]:
-                del self._leaving[node_id]
-                self._transport.set_peer(node_id, None)
+            self.whereabouts.tick(self.driver.ticks)
 
     async def _end_when_removed(self) -> None:
         await self.removed.wait()
@@ -208,74 +198,10 @@ class Life:
             " data_dir"
         )
 
-    # -- who is there --------------------------------------------------------------------------------------------------
-
     def _follow_membership(self, membership: Membership) -> None:
-        """Dial who is a member, where the membership says; who has told us another address since is found there."""
-        own = self.identity.node_id
-        if own not in membership.ids:
+        if self.identity.node_id not in membership.ids:
             self.removed.set()
-        for node_id, record in membership.members.items():
-            if node_id != own and self._addresses.get(node_id) != record.address:
-                self._addresses[node_id] = record.address
-                self._leaving.pop(node_id, None)
-                self._dial(node_id, record.address)
-        for node_id in self._addresses.keys() - membership.ids:
-            del self._addresses[node_id]
-            self._leaving[node_id] = self.driver.ticks + 2 * self.settings.election_ticks
-
-    def met(self, hello: Hello, *, replaces: bool) -> None:
-        """A member was admitted, and says where it is to be found.
-
-        When it ``replaces`` another incarnation of itself, what that one has dialed is closed: it may still run, and
-        nothing it says counts as the other's.
-        """
-        node_id = hello.node_id
-        if replaces:
-            self._transport.set_peer(node_id, None)
-        if node_id not in self.admission.membership.ids:
-            self.dial_newer(hello)
-            return
-        address = hello.address or self._addresses.get(node_id, "")
-        if address:
-            self._dial(node_id, address)
-
-    def dial_newer(self, hello: Hello) -> None:
-        """Dial somebody who was added later than our log goes, as it says: it may be all that is left of the members
-        that we know of, and the leader that we have to answer.
-        """
-        newer = hello.bound_index > self.admission.applied_index
-        if newer and hello.address and (hello.node_id in self._newer or len(self._newer) < NEWER_MAX):
-            self._newer[hello.node_id] = hello
-            self._dial(hello.node_id, hello.address)
-
-    def _judge_newer(self) -> None:
-        """Drop those of whom our log knows by now that they are no members."""
-        ids, applied_index = self.admission.membership.ids, self.admission.applied_index
-        for node_id, hello in list(self._newer.items()):
-            if hello.bound_index > applied_index and node_id not in ids:
-                continue
-            del self._newer[node_id]
-            if node_id not in ids:
-                self._transport.set_peer(node_id, None)
-
-    def _dial(self, node_id: str, address: str) -> None:
-        """Keep a connection to a member. Where its address makes no sense, only it is not heard of."""
-        try:
-            self._transport.set_peer(node_id, address)
-        except ConfigurationError as exc:
-            self._log.error("member cannot be dialed", peer=node_id, address=address, reason=str(exc))
-
-    def addresses(self) -> list[str]:
-        """Where others may be found: those who came forward by themselves first."""
-        told = [hello.address for hello in self._newer.values()]
-        others = [*told, *(record.address for record in self.admission.membership.members.values())]
-        return list(dict.fromkeys(address for address in others if address not in ("", self.identity.address)))
-
-    def connected(self, node_id: str) -> bool:
-        """Whether the connection that we send on to the node is up."""
-        statistics = self._transport.statistics()
-        return node_id in statistics and bool(statistics[node_id]["connected"])
+        self.whereabouts.follow(membership)
 
     # -- snapshots that travel -----------------------------------------------------------------------------------------
 

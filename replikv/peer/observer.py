@@ -116,7 +116,7 @@ class Observer:
         return Contact(
             node_id=node_id,
             silent_s=math.inf if heard is None else (ticks - heard) * life.settings.heartbeat_interval_s,
-            connected=life.connected(node_id),
+            connected=life.whereabouts.connected(node_id),
         )
 
     def _followers(self, last_index: int, now: float) -> list[Following]:

@@ -243,7 +243,7 @@ class Peer:
         self._storage = VolatileStorage()
         learner = self._joining is not None and self._joining.learner
         joining = Joining(identity.node_id, identity.address, identity.listen, learner=learner)
-        await self._join(joining, former.addresses())
+        await self._join(joining, former.whereabouts.addresses())
         self._refused = trio.Event()
         await self._alive.restore()
 
@@ -282,7 +282,7 @@ class Peer:
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
         else:
-            life.met(hello, replaces=replaces)
+            life.whereabouts.met(hello, replaces=replaces)
         return reason
 
     def receive(self, node_id: str, frame: bytes) -> None:
@@ -324,12 +324,15 @@ class Peer:
         life = self._alive
         judged = reason.startswith((Refused.INCARNATION, Refused.REMOVED))
         if judged and life.running and hello.cluster_id == life.identity.cluster_id:
-            life.dial_newer(hello)
+            life.whereabouts.dial_newer(hello)
 
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
         """As :meth:`Receiver.serve_channel`: a snapshot comes in, or somebody asks something."""
         life = self._alive
-        frame = await channel.receive()
+        with trio.move_on_after(self.settings.connect_timeout_s) as silence:
+            frame = await channel.receive()
+        if silence.cancelled_caught:
+            return
         if is_request(frame):
             await life.reconfigurator.serve(node_id, channel, frame)
             return

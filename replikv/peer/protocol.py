@@ -8,9 +8,10 @@ it does not speak our protocol, and is dropped.
 from __future__ import annotations
 
 import enum
+import json
 import struct
 from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from replikv.errors import InternalError
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
@@ -34,11 +35,13 @@ __all__ = [
     "Forwarded",
     "FrameKind",
     "MalformedFrameError",
+    "Moved",
     "Refusal",
     "SnapshotHeader",
     "decode",
     "encode_forwarded",
     "encode_message",
+    "encode_moved",
     "encode_refusal",
     "encode_snapshot_header",
 ]
@@ -63,6 +66,7 @@ class FrameKind(enum.IntEnum):
     TRANSFER_LEADERSHIP = 10
     FORWARDED = 32
     REFUSAL = 33
+    MOVED = 34
     SNAPSHOT_HEADER = 64
 
 
@@ -80,12 +84,26 @@ class Refusal(NamedTuple):
     leader: str
 
 
+class Moved(NamedTuple):
+    """Where another member is to be found, as it says."""
+
+    node_id: str
+    incarnation: str
+    address: str
+
+
 class SnapshotHeader(NamedTuple):
     """The first frame of a snapshot channel: in whose term it is sent, and what follows."""
 
     term: int
     snapshot: SnapshotMetadata
 
+
+Content: TypeAlias = Message | Forwarded | Refusal | Moved | SnapshotHeader
+"""What a frame may hold."""
+
+MOVED_BYTES_MAX: Final = 4096
+"""As much as a handshake, in which a node says the same of itself."""
 
 _APPEND: Final = struct.Struct(">BQQQQI")  # kind, term, previous index, previous term, commit, entries
 _ENTRY_KINDS: Final = frozenset(map(int, EntryKind))
@@ -174,6 +192,11 @@ def encode_refusal(batch: int, leader: str) -> bytes:
     return _BATCH.pack(FrameKind.REFUSAL, batch) + leader.encode()
 
 
+def encode_moved(moved: Moved) -> bytes:
+    """The frame of :class:`Moved`."""
+    return bytes([FrameKind.MOVED]) + json.dumps(moved, separators=(",", ":"), ensure_ascii=False).encode()
+
+
 def encode_snapshot_header(header: SnapshotHeader) -> bytes:
     """The frame of :class:`SnapshotHeader`."""
     snapshot = header.snapshot
@@ -183,7 +206,7 @@ def encode_snapshot_header(header: SnapshotHeader) -> bytes:
     )
 
 
-def decode(frame: bytes, sender: str, to: str) -> Message | Forwarded | Refusal | SnapshotHeader:
+def decode(frame: bytes, sender: str, to: str) -> Content:
     """The frame's content, as sent by ``sender`` to ``to``. Raises MalformedFrameError."""
     try:
         return _DECODERS[FrameKind(frame[0])](frame, sender, to)
@@ -284,6 +307,15 @@ def _decode_forwarded(frame: bytes, _sender: str, _to: str) -> Forwarded:
     return Forwarded(batch, frame[_BATCH.size :])
 
 
+def _decode_moved(frame: bytes, _sender: str, _to: str) -> Moved:
+    if len(frame) > MOVED_BYTES_MAX:
+        raise ValueError("too long for an address")
+    words = json.loads(frame[1:])
+    if type(words) is not list or not all(type(word) is str for word in words):
+        raise TypeError("no list of strings")
+    return Moved(*words)
+
+
 def _decode_refusal(frame: bytes, _sender: str, _to: str) -> Refusal:
     _, batch = _BATCH.unpack_from(frame)
     return Refusal(batch, frame[_BATCH.size :].decode())
@@ -298,7 +330,7 @@ def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHea
     return SnapshotHeader(term, SnapshotMetadata(index, index_term, membership))
 
 
-_DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Message | Forwarded | Refusal | SnapshotHeader]]] = {
+_DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Content]]] = {
     FrameKind.APPEND_ENTRIES: _decode_append,
     FrameKind.APPEND_ENTRIES_RESPONSE: _decode_append_response,
     FrameKind.REQUEST_VOTE: _decode_vote,
@@ -311,5 +343,6 @@ _DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Message | Forwar
     FrameKind.TRANSFER_LEADERSHIP: _decode_transfer,
     FrameKind.FORWARDED: _decode_forwarded,
     FrameKind.REFUSAL: _decode_refusal,
+    FrameKind.MOVED: _decode_moved,
     FrameKind.SNAPSHOT_HEADER: _decode_snapshot_header,
 }

@@ -16,6 +16,7 @@ from replikv.peer.protocol import MalformedFrameError
 from replikv.raft.membership import ChangeKind, MemberChange
 
 __all__ = [
+    "NODE_ID_BYTES_MAX",
     "REQUEST_BYTES_MAX",
     "Accepted",
     "Answer",

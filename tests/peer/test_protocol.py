@@ -6,18 +6,20 @@ import dataclasses
 import json
 
 import pytest
-from hypothesis import example, given
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from replikv.peer.protocol import (
     Forwarded,
     FrameKind,
     MalformedFrameError,
+    Moved,
     Refusal,
     SnapshotHeader,
     decode,
     encode_forwarded,
     encode_message,
+    encode_moved,
     encode_refusal,
     encode_snapshot_header,
 )
@@ -207,3 +209,20 @@ def test_an_append_is_exactly_as_long_as_it_says() -> None:
     ):
         with pytest.raises(MalformedFrameError):
             decode(encode_message(wrong), "us", "them")
+
+
+@given(words=st.tuples(st.text(max_size=50), st.text(max_size=50), st.text(max_size=50)))
+def test_where_somebody_is_comes_out_as_it_went_in(words: tuple[str, str, str]) -> None:
+    """Three words of any characters that there are."""
+    assume(all(word.isprintable() for word in words))
+    moved = Moved(*words)
+    assert moved == decode(encode_moved(moved), "a", "b")
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"{}", b'["b","i"]', b'["b","i",1]', b'["b","i","x","y"]', b'"bix"', b"[" * 5000]
+)
+def test_what_says_not_where_somebody_is(body: bytes) -> None:
+    """Anything but a list of three strings, of the length of a handshake at the most."""
+    with pytest.raises(MalformedFrameError):
+        decode(bytes([FrameKind.MOVED]) + body, "a", "b")
