@@ -210,7 +210,7 @@ def decode(frame: bytes, sender: str, to: str) -> Content:
     """The frame's content, as sent by ``sender`` to ``to``. Raises MalformedFrameError."""
     try:
         return _DECODERS[FrameKind(frame[0])](frame, sender, to)
-    except (struct.error, KeyError, IndexError, ValueError, TypeError) as exc:
+    except (struct.error, KeyError, IndexError, ValueError, TypeError, RecursionError) as exc:
         raise MalformedFrameError(f"{sender} sent a frame of {len(frame)} bytes that is none: {frame[:32]!r}") from exc
 
 
