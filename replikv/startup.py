@@ -202,11 +202,13 @@ class Startup:
 
 def check_node_id(node_id: object) -> None:
     """Raise ConfigurationError unless this can name a peer."""
-    if not isinstance(node_id, str) or not 1 <= len(node_id.encode(errors="replace")) <= NODE_ID_BYTES_MAX:
-        raise ConfigurationError(f"a node id must be a str of 1 to {NODE_ID_BYTES_MAX} bytes, not {node_id!r}")
+    if not isinstance(node_id, str) or not node_id.isprintable() or not 1 <= len(node_id.encode()) <= NODE_ID_BYTES_MAX:
+        raise ConfigurationError(
+            f"a node id must be a str of 1 to {NODE_ID_BYTES_MAX} bytes of printable characters, not {node_id!r}"
+        )
 
 
 def check_address(node_id: str, address: object) -> None:
     """Raise ConfigurationError unless this may be an address; what it means is the transport's to say."""
-    if not isinstance(address, str) or not address:
+    if not isinstance(address, str) or not address or not address.isprintable():
         raise ConfigurationError(f"the address of {node_id!r} in members must be a str, not {address!r}")

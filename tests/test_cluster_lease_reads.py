@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import pytest
 import trio
 from clusters import id_of, running
 
-from replikv import Cluster, UnavailableError
+from replikv import Cluster, Settings, UnavailableError
 
 LATENCY_S = 0.005
 """Of each frame, one way."""
@@ -79,3 +80,24 @@ async def test_a_leader_that_is_cut_off_reads_nothing_stale(autojump_clock: trio
         await trio.sleep(1.0)
         assert newest == await old.store.get("k")
         nursery.cancel_scope.cancel()
+
+
+async def test_promises_that_differ_are_not_counted_on(autojump_clock: trio.abc.Clock) -> None:
+    """While a longer election timeout is being rolled out, the others vote earlier than the leader thinks: it asks."""
+    settings = Settings(lease_reads=True)
+    async with running("abc", absent="abc", settings=settings) as peers:
+        await peers.start("a", settings=dataclasses.replace(settings, election_timeout_s=10.0))
+        for node_id in "bc":
+            await peers.start(node_id)
+        await peers["b"].store.put("k", 1)
+        await trio.sleep(5)
+        if not peers["a"].is_leader:
+            await peers["b"].transfer_leadership("a")
+        await peers["a"].store.put("k", 2)
+        await trio.sleep(3)
+        assert peers["a"].is_leader
+        peers.network.isolate("a")
+        await peers["b"].store.put("k", 3)
+        assert peers["a"].is_leader
+        with pytest.raises(UnavailableError):
+            await peers["a"].store.get("k")

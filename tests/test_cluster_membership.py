@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import trio
 from clusters import id_of, running
 
 from replikv import Cluster, ConfigurationError, MemoryTransport, RemovedError, UnavailableError
+from replikv.demo.ports import HOST, free_ports
 
 
 async def test_a_lone_peer_grows(autojump_clock: trio.abc.Clock) -> None:
@@ -163,3 +166,22 @@ async def test_a_gone_voter_is_replaced(autojump_clock: trio.abc.Clock) -> None:
         gone = id_of((await peers.followers())[0])
         await peers.shutdown(gone)
         await peers.roles("".join(sorted({*"abcd"} - {gone})), gone, within_s=60)
+
+
+@pytest.mark.parametrize(("node_id", "address"), [("\ud800", "m"), ("d\n", "m"), ("", "m"), ("d", "m\x00"), ("d", "")])
+async def test_names_that_no_log_could_hold(autojump_clock: trio.abc.Clock, node_id: str, address: str) -> None:
+    """Refused before anything is asked of anybody."""
+    async with running("a") as peers:
+        with pytest.raises(ConfigurationError):
+            await peers["a"].add_member(node_id, address, learner=True)
+
+
+async def test_an_address_that_nobody_could_dial_is_refused(tmp_path: Path) -> None:
+    """Of a member that is named, and of a peer that is started: over TCP it has a port."""
+    address = f"{HOST}:{free_ports(1)[0]}"
+    async with Cluster("a", address=address, data_dir=tmp_path / "a") as cluster:
+        with pytest.raises(ConfigurationError, match="lacks a host or a port"):
+            await cluster.add_member("d", "10.0.0.4", learner=True)
+        with pytest.raises(ConfigurationError, match="lacks a host or a port"):
+            async with Cluster("d", address="10.0.0.4", listen="127.0.0.1:0", join=[address]):
+                pytest.fail("entered")

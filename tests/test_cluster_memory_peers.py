@@ -11,6 +11,7 @@ from replikv import (
     Change,
     ClusterClosedError,
     CompactedError,
+    Hello,
     OutcomeUnknownError,
     UnavailableError,
 )
@@ -228,3 +229,44 @@ async def test_at_another_address(autojump_clock: trio.abc.Clock) -> None:
         await peers.roles("abcd", within_s=30)
         assert ["elsewhere"] * 4 == [cluster.status().members["d"].address for cluster in peers.all]
         await peers["d"].store.put("k", 2)
+
+
+async def test_nobody_goes_on_hearing_the_former_life(autojump_clock: trio.abc.Clock) -> None:
+    """Who had admitted it under its former incarnation, and dropped what it said from then on, admits it anew."""
+    async with running("abcde", absent="e") as peers:
+        await peers.leader(among="abcd")
+        await peers["a"].store.put("k", 1)
+        await trio.sleep(1)
+        await peers.kill("b")
+        peers.network.partition("e", "acd")  # e starts for the first time, and for a moment hears b only
+        peers.network.partition("b", "acd")
+        await peers.start("e")
+        await peers.start("b")
+        await trio.sleep(0.5)
+        peers.network.heal()
+        await rejoined(peers, "b")
+        await trio.sleep(5)
+        assert not peer_of(peers["e"])._alive.admission.contradicted("b")
+        await (await peers.leader()).transfer_leadership("e")
+        await peers["b"].store.put("k", 2)
+        await trio.sleep(2)
+        assert [] == peers["e"].doctor()
+
+
+async def test_a_late_word_on_the_former_life_ends_nothing(autojump_clock: trio.abc.Clock) -> None:
+    """A refusal names both incarnations, the one that is known and the one that is refused: by then the former."""
+    async with running("abc") as peers:
+        await peers["a"].store.put("k", 1)
+        await trio.sleep(1)
+        await peers.kill("b")
+        await peers.start("b")
+        await rejoined(peers, "b")
+        peer, other = peer_of(peers["b"]), peer_of(peers["c"])
+        incarnation = peer.identity.incarnation
+        former = Hello(cluster_id=other.identity.cluster_id, node_id="b", incarnation="f" * 32, address="memory-b")
+        reason = other.admit(former)
+        assert reason is not None
+        assert incarnation[:8] in reason
+        peer.refused("c", reason)
+        await trio.sleep(15)
+        assert incarnation == peer_of(peers["b"]).identity.incarnation

@@ -317,3 +317,39 @@ async def test_a_caller_that_falls_behind(autojump_clock: trio.abc.Clock) -> Non
         assert {*"abc"} == set(leader.status().members)
         driver._take_frames = take  # type: ignore[method-assign]
         await peers.roles("abc")
+
+
+async def test_removed_and_named_again_before_it_heard_of_either(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
+    """Its disk is as good as it was: it replays both, and goes on."""
+    async with running("abc", disks=tmp_path) as peers:
+        await peers["a"].store.put("k", 1)
+        await peers.join("d")
+        await peers.roles("abcd", within_s=30)
+        await peers.shutdown("d")
+        await trio.sleep(1.5)
+        await peers["a"].remove_member("d")
+        await peers["a"].add_member("d", "memory-d", learner=True)
+        back = await peers.restart("d")
+        await trio.sleep(10)
+        assert {} == peers.removed
+        await back.store.put("k", 2)
+        assert "learner" == back.status().members["d"].role
+
+
+async def test_what_a_removed_process_has_dialed_is_closed_when_its_id_is_named_again(
+    autojump_clock: trio.abc.Clock, tmp_path: Path
+) -> None:
+    """It may be stopped, and go on later: nothing that it says counts as the other's."""
+    async with running("abc", disks=tmp_path) as peers:
+        leader = await peers.leader()
+        await leader.store.put("k", 1)
+        await peers.join("d")
+        await peers.roles("abcd", within_s=30)
+        for node_id in "abc":
+            peers.network.cut(node_id, "d")  # as if d were stopped: its connections stay up
+        await leader.remove_member("d", force=True)
+        await leader.add_member("d", "memory-d2", learner=True)
+        incoming = peer_of(leader)._transport._incoming  # type: ignore[attr-defined]  # a MemoryTransport
+        assert [] == [session for session in incoming if session.sender == "d" and session.open]

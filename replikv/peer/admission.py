@@ -18,7 +18,7 @@ from replikv.raft.membership import ChangeKind, MemberChange, Membership, Member
 from replikv.storage.base import Identity
 from replikv.transport.base import Hello
 
-__all__ = ["LEARNER", "STORAGE", "VERSION", "VOLATILE", "ZONE", "Admission", "Refused", "cluster_id_of"]
+__all__ = ["LEARNER", "LEASE", "STORAGE", "VERSION", "VOLATILE", "ZONE", "Admission", "Refused", "cluster_id_of"]
 
 
 LEARNER: Final = "learner"
@@ -28,10 +28,17 @@ STORAGE: Final = "storage"
 VOLATILE: Final = "memory"
 ZONE: Final = "zone"
 """The attribute that tells where a member runs (``settings.zone``)."""
+LEASE: Final = "lease"
+"""The attribute that tells for how many seconds a member votes for nobody after it has answered a leader, with
+``settings.lease_reads``."""
 VERSION: Final = "version"
 """The attribute that tells which replikv a member runs."""
 GRANTED: Final = frozenset({LEARNER})
 """The attributes that the cluster gives a member, rather than the member itself."""
+
+
+OTHERS_MAX: Final = 64
+"""Nodes that were added later than our log goes, as they say: more members than a cluster has."""
 
 
 class Refused(enum.StrEnum):
@@ -65,6 +72,9 @@ class Admission:
         self._identity = identity
         self._attributes = dict(attributes or {})
         self._membership = membership
+        self.promises_alike = True
+        """Whether all that were met promise not to vote for as long as this peer counts on: an acknowledgement comes
+        over a connection, and behind a hello."""
         self.applied_index = applied_index
         """Up to where of the log the membership is known."""
         # Up to where it was known at the start, and had this node in it. A node that was named before it came is bound
@@ -94,6 +104,9 @@ class Admission:
             self._told.pop(node_id, None)
             self._hellos.pop(node_id, None)
         self._membership = membership
+        for node_id in self._logged.keys() - membership.ids:
+            if self._logged[node_id][0] <= self.applied_index:
+                del self._logged[node_id]
 
     def note(self, entry: Entry) -> None:
         """A MEMBERSHIP entry stands in the log."""
@@ -140,7 +153,17 @@ class Admission:
         if reason is None:
             self._told[hello.node_id] = (hello.bound_index, hello.incarnation)
             self._hellos[hello.node_id] = hello
+            self._forget_others()
+            own = self._attributes.get(LEASE)
+            self.promises_alike = all(known.attributes.get(LEASE) == own for known in self._hellos.values())
         return reason
+
+    def _forget_others(self) -> None:
+        """Keep a bounded number of those that our log does not know: names cost nobody anything."""
+        others = [node_id for node_id in self._hellos if node_id not in self.membership.ids]
+        for node_id in others[: max(0, len(others) - OTHERS_MAX)]:
+            del self._hellos[node_id]
+            del self._told[node_id]
 
     def known_incarnation(self, node_id: str) -> str:
         """The incarnation that counts for the node, bound or only told so far; empty when there is none."""
@@ -163,11 +186,10 @@ class Admission:
                 f"{Refused.REMOVED}: {node_id!r} is no member of this cluster as of entry {self.applied_index}:"
                 " it may join anew, with an empty data_dir and join="
             )
-        bound = self._bound(node_id)
-        if bound is not None:
-            known = hello.incarnation if hello.bound_index > bound[0] else bound[1]
-        else:
-            _, known = self._told.get(node_id, (0, hello.incarnation))
+        # Of two claims the one bound at the higher index is newer, whether the other was bound or only told.
+        index, known = self._bound(node_id) or self._told.get(node_id, (0, hello.incarnation))
+        if hello.bound_index > index:
+            known = hello.incarnation
         if hello.incarnation != known:
             return (
                 f"{Refused.INCARNATION}: {node_id!r} is known with another data directory than the one it comes with"

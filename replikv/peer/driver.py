@@ -198,7 +198,7 @@ class Driver:
 
     def _turn(self) -> None:
         commit_untold = self.node.commit_untold
-        if self.settings.lease_reads:
+        if self.settings.lease_reads and self.admission.promises_alike:
             # Everything that is taken in this turn has arrived before this look at the clock.
             self.node.tell_time(self._clock.now())
         self._take_frames()
@@ -354,6 +354,9 @@ class Driver:
 
     def _set_membership(self, membership: Membership) -> None:
         self.admission.membership = membership
+        heard = self.steward.heard
+        for node_id in heard.keys() - membership.ids:
+            del heard[node_id]
         self._membership_applied(membership)
         self._tell_membership_changed()
 

@@ -120,8 +120,8 @@ class Joiner:
         )
         try:
             channel = await self._transport.call(address, hello, self._settings)
-        except OSError as exc:
-            return Denied(Denial.ELSEWHERE, exc.strerror or str(exc))
+        except (OSError, ConfigurationError) as exc:
+            return Denied(Denial.ELSEWHERE, getattr(exc, "strerror", None) or str(exc))
         try:
             request = JoinRequest(self._node_id, incarnation, self._address, self._cluster_id, self._attributes)
             await channel.send(encode_request(request))
@@ -155,7 +155,7 @@ async def compare(transport: Transport, settings: Settings, hello: Hello, addres
     for address in addresses:
         try:
             channel = await transport.call(address, hello, settings)
-        except OSError:
+        except (OSError, ConfigurationError):
             continue
         try:
             await channel.send(encode_request(CompareRequest(hello.cluster_id)))

@@ -186,13 +186,16 @@ class Life:
             self.whereabouts.tick(self.driver.ticks)
 
     async def _end_when_removed(self) -> None:
-        await self.removed.wait()
         raft = self.driver.node.raft
-        # A leader passes on that it is gone, and hands over; an answer may be on its way to whoever asked for it.
-        with trio.move_on_after(2 * self.settings.election_timeout_s):
-            while raft.role is Role.LEADER:
-                await self.driver.leader_changed.wait()
-        await trio.sleep(2 * self.settings.heartbeat_interval_s)
+        while not self.removed.is_set():
+            await self.removed.wait()
+            # A leader passes on that it is gone, and hands over; an answer may be on its way to whoever asked for it.
+            with trio.move_on_after(2 * self.settings.election_timeout_s):
+                while raft.role is Role.LEADER:
+                    await self.driver.leader_changed.wait()
+            await trio.sleep(2 * self.settings.heartbeat_interval_s)
+            if self.identity.node_id in self.admission.membership.ids:
+                self.removed = trio.Event()  # removed, and named again, before we heard of either
         raise RemovedError(
             f"{self.identity.node_id} was removed from the cluster: to come back, let it join with join= and an empty"
             " data_dir"

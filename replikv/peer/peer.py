@@ -22,7 +22,7 @@ from replikv.errors import (
 )
 from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
-from replikv.peer.admission import LEARNER, STORAGE, VERSION, VOLATILE, ZONE, Refused
+from replikv.peer.admission import LEARNER, LEASE, STORAGE, VERSION, VOLATILE, ZONE, Refused
 from replikv.peer.barriers import Barriers
 from replikv.peer.doctor import diagnose
 from replikv.peer.driver import Driver
@@ -85,6 +85,7 @@ class Peer:
             ZONE: settings.zone,
             VERSION: version,
             STORAGE: VOLATILE if isinstance(storage, VolatileStorage) else "",
+            LEASE: f"{settings.election_timeout_s:g}" if settings.lease_reads else "",
         }
         self._attributes = {name: value for name, value in attributes.items() if value}
         self.node_id = node_id = joining.node_id if joining is not None else own_identity(storage).node_id
@@ -94,6 +95,7 @@ class Peer:
         self._listeners: list[Callable[[], None]] = []
         # None until there is an identity to live under.
         self._life: Life | None = None if storage.identity is None else self._begin_life()
+        self._lives = 1
         self._joiner: Joiner | None = None
         # Set, and replaced by a new one, when the next life begins or there will be none.
         self._next_life = trio.Event()
@@ -146,6 +148,7 @@ class Peer:
         InternalError.
         """
         try:
+            self._check_addresses()
             if self._joining is not None and self._life is None:
                 await self._join(self._joining, self._joining.members)
             await self._alive.restore()
@@ -154,6 +157,14 @@ class Peer:
             raise sole_error(group) from None
         finally:
             await self._close_storage()
+
+    def _check_addresses(self) -> None:
+        """Nobody can dial what makes no sense to the transport: better said now. Raises ConfigurationError."""
+        joining = self._joining
+        own = joining.address if joining is not None else own_identity(self._storage).address
+        for address in (own, *(joining.members if joining is not None else ())):
+            if address:
+                self._transport.check_address(address)
 
     async def _close_storage(self) -> None:
         if self._life is not None:
@@ -239,7 +250,11 @@ class Peer:
         """What this peer knew was lost with the process that it was before: it comes back as a learner."""
         former = self._alive
         identity = former.identity
+        former.whereabouts.part()
         self._log.warning("joining anew", reason="the cluster knows this peer from before it lost its state")
+        if self._lives > 1:
+            await trio.sleep(self.settings.election_timeout_s)  # whatever has ended that life may do so again
+        self._lives += 1
         self._storage = VolatileStorage()
         learner = self._joining is not None and self._joining.learner
         joining = Joining(identity.node_id, identity.address, identity.listen, learner=learner)
@@ -278,12 +293,20 @@ class Peer:
         """As :meth:`Receiver.admit`."""
         life = self._alive
         replaces = life.admission.replaces(hello)
-        reason = life.admission.admit(hello)
+        reason = self._not_to_be_dialed(hello) or life.admission.admit(hello)
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
         else:
             life.whereabouts.met(hello, replaces=replaces)
         return reason
+
+    def _not_to_be_dialed(self, hello: Hello) -> str | None:
+        try:
+            if hello.address:
+                self._transport.check_address(hello.address)
+        except ConfigurationError as exc:
+            return f"{hello.node_id!r} says that it is found where nobody can dial it: {exc}"
+        return None
 
     def receive(self, node_id: str, frame: bytes) -> None:
         """As :meth:`Receiver.receive`. Who was admitted before the log knew better is not listened to any more."""
@@ -313,8 +336,8 @@ class Peer:
         if reason.startswith(Refused.REMOVED):
             self._refusal = RemovedError(sentence)
             self._refused.set()
-        # A refusal of the incarnation that this peer had in its last life may come late.
-        elif reason.startswith(Refused.INCARNATION) and life.identity.incarnation[:8] in reason:
+        # A refusal of the incarnation that this peer had in its last life may come late: it names both.
+        elif reason.startswith(Refused.INCARNATION) and f"not {life.identity.incarnation[:8]}" in reason:
             if not isinstance(self._storage, VolatileStorage):
                 self._refusal = WrongClusterError(sentence)
             self._refused.set()

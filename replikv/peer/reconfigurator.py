@@ -14,7 +14,13 @@ from typing import Final, TypeVar
 import structlog
 import trio
 
-from replikv.errors import ConfigurationError, OutcomeUnknownError, UnavailableError, WrongClusterError
+from replikv.errors import (
+    ClusterClosedError,
+    ConfigurationError,
+    OutcomeUnknownError,
+    UnavailableError,
+    WrongClusterError,
+)
 from replikv.peer.admission import LEARNER, STORAGE, VOLATILE, Refused
 from replikv.peer.driver import Driver
 from replikv.peer.protocol import MalformedFrameError
@@ -79,7 +85,13 @@ class Reconfigurator:
         deadline = self._driver.deadline()
         answer = await self.ask(ChangeRequest(tuple(changes), forced), deadline)
         if isinstance(answer, Accepted):
-            await self._wait_applied(answer.index, deadline)
+            try:
+                await self._wait_applied(answer.index, deadline)
+            except ClusterClosedError:
+                # Who is removed may hear of it from those that refuse it, before it has applied it.
+                own = self._identity.node_id
+                if not any(change.kind is ChangeKind.REMOVE and change.node_id == own for change in changes):
+                    raise
             return
         if answer.denial is Denial.MISTAKE:
             raise ConfigurationError(answer.reason)
@@ -281,7 +293,8 @@ class Reconfigurator:
             membership = raft.tracker.membership
             if self._fulfilled(membership, request):
                 return self._accepted()
-            if (mistake := mistake_in(membership, request.changes)) is not None:
+            mistake = mistake_in(membership, request.changes) or self._not_to_be_dialed(request.changes)
+            if mistake is not None:
                 return Denied(Denial.MISTAKE, mistake)
             try:
                 objection = self._objection(membership, request)
@@ -314,6 +327,15 @@ class Reconfigurator:
     def _fulfilled(membership: Membership, request: ChangeRequest) -> bool:
         removals = all(change.kind is ChangeKind.REMOVE for change in request.changes)
         return (request.repeated or not removals) and fulfilled(membership, request.changes)
+
+    def _not_to_be_dialed(self, changes: Iterable[MemberChange]) -> str | None:
+        for change in changes:
+            try:
+                if change.address is not None:
+                    self._transport.check_address(change.address)
+            except ConfigurationError as exc:
+                return f"{change.node_id!r} could not be dialed: {exc}"
+        return None
 
     def _objection(self, membership: Membership, request: ChangeRequest) -> str | None:
         """Why the change has to wait, or be refused. Raises InvalidChangeError."""

@@ -46,7 +46,8 @@ class Whereabouts:
         for node_id, record in membership.members.items():
             if node_id != self._identity.node_id and self._recorded.get(node_id) != record.address:
                 self._recorded[node_id] = record.address
-                self._leaving.pop(node_id, None)
+                if self._leaving.pop(node_id, None) is not None:
+                    self._transport.set_peer(node_id, None)  # whoever was admitted before is not who is a member now
                 self._dial(node_id, record.address)
         for node_id in self._recorded.keys() - membership.ids:
             del self._recorded[node_id]
@@ -87,6 +88,14 @@ class Whereabouts:
             and not self.connected(moved.node_id)
         ):
             self._dial(moved.node_id, moved.address)
+
+    def part(self) -> None:
+        """Hang up on everybody: who was admitted in this life is not in the next."""
+        for node_id in {*self._recorded, *self._newer, *self._leaving}:
+            self._transport.set_peer(node_id, None)
+        self._recorded.clear()
+        self._newer.clear()
+        self._leaving.clear()
 
     def tick(self, ticks: int) -> None:
         """A heartbeat interval has passed."""

@@ -344,7 +344,9 @@ class Raft:
     def _handle_append(self, message: AppendEntries) -> None:
         response = AppendEntriesResponse(to=message.sender)
         if message.previous_index < self.log.committed:
-            # What is committed matches; saying so moves the leader's idea of us forward.
+            # What is committed matches; saying so moves the leader's idea of us forward. Where it does not, somebody
+            # who had lost its state has voted or acknowledged: there are two histories, and none of them can be kept.
+            self._check_committed(message)
             response.index = self.log.committed
         else:
             last = self.log.maybe_append(message.previous_index, message.previous_term, message.entries, message.commit)
@@ -357,6 +359,15 @@ class Raft:
                 response.index, response.reject = message.previous_index, True
                 response.hint_index, response.hint_term = self.log.find_conflict_by_term(hint, message.previous_term)
         self.send(response)
+
+    def _check_committed(self, message: AppendEntries) -> None:
+        first_index, committed = self.log.first_index(), self.log.committed
+        for entry in message.entries:
+            if first_index <= entry.index <= committed and not self.log.matches(entry.index, entry.term):
+                raise InternalError(
+                    f"{message.sender} leads with another entry {entry.index} than the one that is committed here:"
+                    " a member that had lost its state has voted"
+                )
 
     def _handle_snapshot(self, message: InstallSnapshot) -> None:
         restored = self.restore(message.snapshot)

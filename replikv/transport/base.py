@@ -130,6 +130,9 @@ class Transport(abc.ABC):
         dial again, and ``admit`` is asked again. Calls are nobody's in particular, and stay.
         """
 
+    def check_address(self, address: str) -> None:  # noqa: B027  # a transport whose addresses are any strings needs none
+        """Raise ConfigurationError for an address that can never be dialed. By default any string may be one."""
+
     @abc.abstractmethod
     def send(self, node_id: str, frame: bytes) -> bool:
         """Queue a frame. False when it was dropped: the peer is unknown or not connected, or its outbox is full."""

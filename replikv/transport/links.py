@@ -203,7 +203,7 @@ class LinkedTransport(Transport):
         None also closes what the peer has dialed to us, for it to notice: it dials again, and is judged anew.
         """
         if address is not None:
-            self._check_address(address)
+            self.check_address(address)
             self._addresses[node_id] = address
         else:
             self._addresses.pop(node_id, None)
@@ -253,9 +253,6 @@ class LinkedTransport(Transport):
         link = self._links.get(node_id)
         if link is not None:
             link.received_frames += frames
-
-    def _check_address(self, address: str) -> None:
-        """Raise ConfigurationError for an address that can never be dialed."""
 
     @abc.abstractmethod
     def _hang_up(self, node_id: str) -> None:

@@ -257,7 +257,7 @@ class MemoryTransport(LinkedTransport):
 
         What the receiver raises ends it, in an exception group.
         """
-        self._check_address(listen)
+        self.check_address(listen)
         self._receiver, self._settings = receiver, settings
         self.node_id = receiver.hello().node_id
         self.network._listen(listen, self)
@@ -293,7 +293,7 @@ class MemoryTransport(LinkedTransport):
 
         Faults count the caller by the node id of its hello. Raises ConfigurationError, OSError.
         """
-        self._check_address(address)
+        self.check_address(address)
         with trio.move_on_after(settings.connect_timeout_s):
             await self.network._round_trip()
             try:
@@ -312,7 +312,8 @@ class MemoryTransport(LinkedTransport):
 
     # -- links ---------------------------------------------------------------------------------------------------------
 
-    def _check_address(self, address: str) -> None:
+    def check_address(self, address: str) -> None:
+        """As :meth:`Transport.check_address`."""
         if not address:
             raise ConfigurationError("an address in memory is any string but the empty one")
 

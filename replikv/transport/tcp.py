@@ -129,7 +129,8 @@ class TcpTransport(LinkedTransport):
 
     # -- dialing -------------------------------------------------------------------------------------------------------
 
-    def _check_address(self, address: str) -> None:
+    def check_address(self, address: str) -> None:
+        """As :meth:`Transport.check_address`."""
         parse_address(address)
 
     def _make_link(self, node_id: str) -> Link:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replikv.peer.admission import LEARNER, Admission, Refused, cluster_id_of
+from replikv.peer.admission import LEARNER, OTHERS_MAX, Admission, Refused, cluster_id_of
 from replikv.peer.peer import Peer
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
@@ -329,3 +329,14 @@ def test_our_own_hello_tells_since_when_we_are_bound(bindings: dict[str, tuple[s
         told.bound_index,
         told.address,
     )
+
+
+def test_names_that_cost_nobody_anything_are_kept_in_bounds() -> None:
+    """Whoever claims to be newer than our log is admitted, and forgotten when more of them come."""
+    admission = Admission(US, membership())
+    for number in range(1000):
+        assert admission.admit(hello(f"x{number}", "x1", bound=1 << 60)) is None
+    assert len(admission._hellos) <= OTHERS_MAX
+    assert len(admission._told) <= OTHERS_MAX + 1
+    assert admission.admit(hello("b", "b1")) is None
+    assert "b" in admission._hellos
