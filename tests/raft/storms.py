@@ -17,7 +17,7 @@ from random import Random
 from typing import Any
 
 from network import voters
-from processes import Node, State
+from restartable import Node, State
 
 from replikv.raft.entries import NO_NODE, EntryKind, SnapshotMetadata
 from replikv.raft.invariants import Invariants
