@@ -250,6 +250,7 @@ class Peer:
         """What this peer knew was lost with the process that it was before: it comes back as a learner."""
         former = self._alive
         identity = former.identity
+        members = former.whereabouts.addresses()
         former.whereabouts.part()
         self._log.warning("joining anew", reason="the cluster knows this peer from before it lost its state")
         if self._lives > 1:
@@ -258,7 +259,7 @@ class Peer:
         self._storage = VolatileStorage()
         learner = self._joining is not None and self._joining.learner
         joining = Joining(identity.node_id, identity.address, identity.listen, learner=learner)
-        await self._join(joining, former.whereabouts.addresses())
+        await self._join(joining, members)
         self._refused = trio.Event()
         await self._alive.restore()
 
@@ -292,6 +293,8 @@ class Peer:
     def admit(self, hello: Hello) -> str | None:
         """As :meth:`Receiver.admit`."""
         life = self._alive
+        if life.driver.ended:
+            return f"{self.node_id!r} is joining anew, under another incarnation: try again"
         replaces = life.admission.replaces(hello)
         reason = self._not_to_be_dialed(hello) or life.admission.admit(hello)
         if reason is not None:
