@@ -20,7 +20,6 @@ from workload import read_histories
 from replikv.demo.ports import HOST, free_ports
 from replikv.testing.linearizability import Operation, check, check_revisions
 
-CHILD = Path(__file__).with_name("child.py")
 SETTLED_S = 30.0
 """Within this time, on a busy machine, peers that can reach each other have a leader and the same state."""
 CHECKED_S = 120.0
@@ -34,10 +33,10 @@ class CommandError(Exception):
 class Process:
     """One peer."""
 
-    def __init__(self, arguments: dict[str, object], errors: Path) -> None:
+    def __init__(self, arguments: Mapping[str, object], errors: Path, program: str = "child.py") -> None:
         with errors.open("ab") as stderr:
             self._process = subprocess.Popen(
-                [sys.executable, str(CHILD), json.dumps(arguments)],
+                [sys.executable, str(Path(__file__).with_name(program)), json.dumps(arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
