@@ -421,3 +421,13 @@ async def test_a_joiner_says_how_long_it_waits_and_for_what(autojump_clock: trio
     with trio.move_on_after(5):
         await joiner.join(VolatileStorage(), ["m-a"])
     assert joiner.diagnosis() == "joining for 5.0 s: no call to 'm-a': nobody listens on 'm-a'"
+
+
+async def test_the_doctor_knows_whom_one_would_not_have(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
+    """Another cluster at a member's address: why there is no leader is no riddle."""
+    network = MemoryNetwork()
+    async with Cluster("b", address="memory-b", transport=MemoryTransport(network)):
+        members = {"a": "memory-a", "b": "memory-b"}
+        async with Cluster("a", members=members, transport=MemoryTransport(network)) as cluster:
+            await trio.sleep(5)
+            assert any("wrong-cluster" in reason and "'b'" in reason for reason in cluster.doctor())

@@ -65,6 +65,8 @@ class Life:
         """Whether all parts run."""
         self.refusals: dict[str, str] = {}
         """Node id -> the sentence with which it refused us last."""
+        self.declined: dict[str, str] = {}
+        """Node id of a member -> the sentence with which we would not have it last."""
         self._transport = transport
         image = storage.image
         snapshot = image.snapshot()

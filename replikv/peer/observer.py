@@ -94,6 +94,7 @@ class Observer:
             contacts=[self._contact(node_id) for node_id in sorted(membership.ids - {own})],
             followers=self._followers(raft.log.last_index(), now) if raft.role is Role.LEADER else (),
             refused_by=dict(life.refusals),
+            refused=dict(life.declined),
             unapplied_entries=max(0, raft.log.committed - driver.applier.index),
             unapplied_s=now - self._applied_at,
             stall_s=self._stall.size,

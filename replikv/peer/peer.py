@@ -299,7 +299,10 @@ class Peer:
         reason = self._not_to_be_dialed(hello) or life.admission.admit(hello)
         if reason is not None:
             self._log.warning("peer refused", peer=hello.node_id, reason=reason)
+            if hello.node_id in life.admission.membership.ids:
+                life.declined[hello.node_id] = reason
         else:
+            life.declined.pop(hello.node_id, None)
             life.whereabouts.met(hello, replaces=replaces)
         return reason
 
