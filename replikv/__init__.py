@@ -18,10 +18,12 @@ from replikv.errors import (
     LeaseExpiredError,
     NotLeaderError,
     OutcomeUnknownError,
+    QuotaExceededError,
     RemovedError,
     ReplikvError,
     StorageError,
     UnavailableError,
+    UpgradeRequiredError,
     ValueTooLargeError,
     WrongClusterError,
 )
@@ -60,6 +62,7 @@ __all__ = [
     "NotLeaderError",
     "OutcomeUnknownError",
     "Progress",
+    "QuotaExceededError",
     "Receiver",
     "RemovedError",
     "ReplikvError",
@@ -72,6 +75,7 @@ __all__ = [
     "TcpTransport",
     "Transport",
     "UnavailableError",
+    "UpgradeRequiredError",
     "ValueTooLargeError",
     "WrongClusterError",
 ]

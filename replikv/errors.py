@@ -15,7 +15,9 @@
     │   ├── UnavailableError (TimeoutError)        surely not applied
     │   ├── OutcomeUnknownError (TimeoutError)     may have been applied
     │   ├── NotLeaderError                         the call is the leader's alone
-    │   └── RemovedError                           this peer is no longer a member
+    │   ├── QuotaExceededError                     the state would grow over a limit that all replicas keep
+    │   ├── RemovedError                           this peer is no longer a member
+    │   └── UpgradeRequiredError                   the cluster uses commands that this replikv does not know
     ├── the environment's
     │   ├── StorageError (OSError)                 the disk refused or failed
     │   │   ├── CorruptionError                    bytes on the disk are not the bytes that were written
@@ -40,10 +42,12 @@ __all__ = [
     "LeaseExpiredError",
     "NotLeaderError",
     "OutcomeUnknownError",
+    "QuotaExceededError",
     "RemovedError",
     "ReplikvError",
     "StorageError",
     "UnavailableError",
+    "UpgradeRequiredError",
     "ValueTooLargeError",
     "WrongClusterError",
 ]
@@ -140,8 +144,19 @@ class NotLeaderError(ReplikvError):
         return str(self.args[0])
 
 
+class QuotaExceededError(ReplikvError):
+    """The state would grow over a limit that all replicas keep. Nothing was changed; deletes still work."""
+
+
 class RemovedError(ReplikvError):
     """This peer was removed from the membership; it may join anew with an empty data directory."""
+
+
+class UpgradeRequiredError(ReplikvError):
+    """The cluster uses commands that this replikv, or this application's StateMachine, does not know.
+
+    The peer stops before it applies one: start it with the version that the others run.
+    """
 
 
 # -- the environment's -------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Iterable, Iterator
+from typing import ClassVar
 
 __all__ = ["StateMachine"]
 
@@ -14,6 +15,18 @@ class StateMachine(abc.ABC):
     A machine is a pure function of the commands it was given: it consults no clock, no randomness, no settings and no
     I/O. It is called from one task, never concurrently, and must not block for more than a millisecond or so.
     """
+
+    version: ClassVar[int] = 1
+    """What this code knows to apply. Raise it when commands are added: see :meth:`activate`."""
+
+    def activate(self, version: int) -> None:  # noqa: B027  # most machines have one version
+        """From here on in the log, commands up to this version may be applied. Does nothing by default.
+
+        Called between two commands, at the same place of the log on every replica, once every member of the cluster
+        runs a machine of at least this version; and before :meth:`restore`, with the version of the state that comes.
+        So a machine that keeps to the version it was told takes no command that another replica may not know.
+        ``cluster.machine_version`` tells what has been activated.
+        """
 
     @abc.abstractmethod
     def apply(self, position: int, command: bytes) -> bytes:

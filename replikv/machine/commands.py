@@ -24,19 +24,23 @@ __all__ = [
     "OutcomeResult",
     "decode_compact_result",
     "decode_delete_prefix_result",
+    "decode_grant_result",
     "decode_increment_result",
     "decode_old_value_result",
     "decode_outcome_result",
     "decode_put_result",
+    "encode_attach",
     "encode_compact",
     "encode_compare_and_set",
     "encode_delete",
     "encode_delete_prefix",
+    "encode_grant",
     "encode_increment",
     "encode_key",
     "encode_pop",
     "encode_put",
     "encode_replace",
+    "encode_revoke",
     "encode_setdefault",
     "encode_update",
 ]
@@ -55,6 +59,11 @@ class Operation(enum.IntEnum):
     COMPARE_AND_SET = 8
     REPLACE = 9
     COMPACT = 10
+    # From version 1 of the commands on (machine/governance.py).
+    GRANT = 11
+    REVOKE = 12
+    ATTACH = 13
+    TRANSACT = 14
 
 
 KEYED: Final = struct.Struct(">BIQ")
@@ -72,13 +81,18 @@ ITEM: Final = struct.Struct(">II")
 """An item of UPDATE: bytes of the key, bytes of the value; key, value."""
 COMPACT: Final = struct.Struct(">BQ")
 """COMPACT: operation, floor."""
+GRANT: Final = struct.Struct(">BI")
+"""GRANT: operation, time to live in milliseconds."""
+REVOKE: Final = struct.Struct(">BQ")
+"""REVOKE: operation, lease."""
 
 NUMBER_RESULT: Final = struct.Struct(">Q")
-"""PUT, UPDATE: the revision. COMPACT: the floor."""
+"""PUT, UPDATE: the revision. COMPACT: the floor. GRANT: the lease."""
 OUTCOME_RESULT: Final = struct.Struct(">QB")
-"""DELETE, COMPARE_AND_SET, REPLACE: revision, 1 if done. POP, SETDEFAULT: revision, 1 if there was a value; that."""
+"""DELETE, COMPARE_AND_SET, REPLACE, ATTACH: revision, 1 if done. POP, SETDEFAULT: revision, 1 if there was a value;
+that."""
 PREFIX_RESULT: Final = struct.Struct(">QIB")
-"""DELETE_PREFIX: revision, number of deleted keys, 1 if more are left."""
+"""DELETE_PREFIX, REVOKE: revision, number of deleted keys, 1 if more are left."""
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------
@@ -153,11 +167,26 @@ def encode_compact(floor: int) -> bytes:
     return COMPACT.pack(Operation.COMPACT, floor)
 
 
+def encode_grant(ttl_ms: int) -> bytes:
+    """GRANT: a new lease. Nobody knows of one whose answer is lost: it expires."""
+    return GRANT.pack(Operation.GRANT, ttl_ms)
+
+
+def encode_revoke(lease: int) -> bytes:
+    """REVOKE: end a lease and delete the keys that are attached to it, so many as one command may. Repeat it then."""
+    return REVOKE.pack(Operation.REVOKE, lease)
+
+
+def encode_attach(key: bytes, lease: int) -> bytes:
+    """ATTACH: leave the value, and have the key attached to this lease from now on; 0: to none."""
+    return KEYED.pack(Operation.ATTACH, len(key), lease) + key
+
+
 # -- results -----------------------------------------------------------------------------------------------------------
 
 
 class OutcomeResult(NamedTuple):
-    """Of DELETE, COMPARE_AND_SET and REPLACE."""
+    """Of DELETE, COMPARE_AND_SET, REPLACE and ATTACH."""
 
     revision: int
     done: bool
@@ -171,12 +200,12 @@ class OldValueResult(NamedTuple):
 
 
 class DeletePrefixResult(NamedTuple):
-    """Of DELETE_PREFIX."""
+    """Of DELETE_PREFIX and REVOKE."""
 
     revision: int
     deleted: int
     more: bool
-    """Whether keys with the prefix are left: the limit was reached."""
+    """Whether keys with the prefix, or attached to the lease, are left: the limit was reached."""
 
 
 class IncrementResult(NamedTuple):
@@ -198,8 +227,13 @@ def decode_compact_result(data: bytes) -> int:
     return decode_put_result(data)
 
 
+def decode_grant_result(data: bytes) -> int:
+    """The lease."""
+    return decode_put_result(data)
+
+
 def decode_outcome_result(data: bytes) -> OutcomeResult:
-    """Of DELETE, COMPARE_AND_SET and REPLACE."""
+    """Of DELETE, COMPARE_AND_SET, REPLACE and ATTACH."""
     revision, done = OUTCOME_RESULT.unpack(data)
     return OutcomeResult(revision, bool(done))
 
@@ -211,7 +245,7 @@ def decode_old_value_result(data: bytes) -> OldValueResult:
 
 
 def decode_delete_prefix_result(data: bytes) -> DeletePrefixResult:
-    """Of DELETE_PREFIX."""
+    """Of DELETE_PREFIX and REVOKE."""
     revision, deleted, more = PREFIX_RESULT.unpack(data)
     return DeletePrefixResult(revision, deleted, bool(more))
 

@@ -45,6 +45,8 @@ class CommandKind(enum.IntEnum):
     """A command of the application's own StateMachine."""
     SEAL = 3
     """Settles the outcome of another command of the session: its result, or never to be applied."""
+    CLUSTER = 4
+    """What holds for the whole replica (machine/governance.py): which commands it knows, which limits it keeps."""
 
 
 class Status(enum.IntEnum):
@@ -64,6 +66,11 @@ class Status(enum.IntEnum):
     """Never applied, now or later: its outcome was settled so."""
     UNKNOWN_COMMAND = 6
     """Never applied: no machine of this cluster reads commands of this kind."""
+    NO_LEASE = 7
+    """Applied, changing nothing: the lease is not there. It was never granted, was revoked, or has expired. What
+    follows says which, in UTF-8."""
+    OVER_LIMIT = 8
+    """Applied, changing nothing: it would go over a limit that all replicas keep. What follows says which, in UTF-8."""
 
 
 class Envelope(NamedTuple):

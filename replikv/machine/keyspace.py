@@ -14,14 +14,14 @@ from __future__ import annotations
 import bisect
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, KeysView
 from typing import Any, Final, TypeAlias, cast
 
 from sortedcontainers import SortedList
 
 from replikv.errors import CompactedError, InternalError
 from replikv.machine.ranges import KeyRange
-from replikv.machine.record import HEAD, LIVE, Record, is_live, mod_revision_of, pack_record
+from replikv.machine.record import HEAD, LIVE, Record, is_live, lease_of, mod_revision_of, pack_record
 
 __all__ = ["Change", "Changes", "Keyspace", "Pin", "Write"]
 
@@ -36,6 +36,9 @@ CHANGE_BYTES: Final = 350
 """What a retained change costs beside its key and the value it replaced: the head of a record, a tuple, a bytearray,
 slots of two dicts, integers. Measured with tracemalloc on CPython 3.11 (325), and a little for what the allocator
 loses."""
+
+KEY_BYTES: Final = 300
+"""What a key costs in memory beside itself and its value."""
 
 _TRIM_CHANGES: Final = 4
 """Changes trimmed per command beside twice its own: more than are made, so the physical floor always catches up."""
@@ -105,6 +108,10 @@ class Keyspace:
         """The keys of ``_records`` whose record is live."""
         self._dead: SortedList[str] = SortedList()
         """The keys of ``_records`` whose record is a tombstone: scans of the past need their order too."""
+        self.state_bytes = 0
+        """What the keys that are there cost in memory, about: themselves, their values, ``KEY_BYTES`` each."""
+        self._attached: dict[int, set[str]] = {}
+        """lease -> the keys whose newest record names it. No empty sets, and not for lease 0."""
         self._log: dict[int, tuple[Any, ...]] = {}
         """revision -> (bytes of all changes up to it, then key, record and replaced record of each of its changes), for
         each revision in (physical_floor, revision]. Flat: nested tuples are what the garbage collector would walk."""
@@ -147,6 +154,27 @@ class Keyspace:
     def first_keys(self, keys: KeyRange, limit: int) -> list[str]:
         """Up to ``limit`` keys of the range, in order, as of now. O(log n + limit)."""
         return keys.select(self._live, limit)
+
+    def attached_keys(self, lease: int, limit: int | None = None) -> list[str]:
+        """The keys that are attached to a lease, in order; the first ``limit`` of them. O(n log n) of all of them."""
+        return sorted(self._attached.get(lease, ()))[:limit]
+
+    def attached_count(self, lease: int) -> int:
+        """How many keys are attached to a lease. O(1)."""
+        return len(self._attached.get(lease, ()))
+
+    def growth(self, writes: Iterable[Write]) -> tuple[int, int]:
+        """By how many keys, and how many of ``state_bytes``, the writes would change the map. O(writes)."""
+        keys = size = 0
+        for key, value, _ in writes:
+            previous = self.get(key)
+            if previous is not None:
+                keys -= 1
+                size -= KEY_BYTES + len(key) + len(previous) - _HEAD_BYTES
+            if value is not None:
+                keys += 1
+                size += KEY_BYTES + len(key) + len(value)
+        return keys, size
 
     # -- the past ------------------------------------------------------------------------------------------------------
 
@@ -255,9 +283,12 @@ class Keyspace:
         if previous is None or not previous[LIVE]:
             return self.commit(((key, value, lease),))
         revision = self.revision + 1
-        created, _, version, _, _ = _unpack_head(previous)
+        created, _, version, attached, _ = _unpack_head(previous)
         record = cast("Record", _pack_head(created, revision, version + 1, lease, 1) + value)
         self._records[key] = record
+        self.state_bytes += len(record) - len(previous)
+        if attached != lease:
+            self._move(key, attached, lease)
         places = self._places.get(key)
         if places is None:
             self._places[key] = bytearray(_pack_place(revision, 3))
@@ -283,10 +314,16 @@ class Keyspace:
             previous = replaced if replaced is not None and is_live(replaced) else None
             if value is not None:
                 if previous is not None:
-                    created, _, version, _, _ = _unpack_head(previous)
+                    created, _, version, attached, _ = _unpack_head(previous)
+                    self.state_bytes += len(value) + _HEAD_BYTES - len(previous)
+                    if attached != lease:
+                        self._move(key, attached, lease)
                     record = pack_record(value, created, revision, version + 1, lease)
                 else:
                     record = pack_record(value, revision, revision, 1, lease)
+                    self.state_bytes += KEY_BYTES + len(key) + len(value)
+                    if lease:
+                        self._move(key, 0, lease)
                     self._live.add(key)
                     if replaced is not None:
                         self._dead.remove(key)
@@ -294,6 +331,9 @@ class Keyspace:
                 continue
             else:
                 record = pack_record(None, 0, revision, 0, lease)
+                self.state_bytes -= KEY_BYTES + len(key) + len(previous) - _HEAD_BYTES
+                if attached := lease_of(previous):
+                    self._move(key, attached, 0)
                 self._live.remove(key)
                 self._dead.add(key)
             records[key] = record
@@ -314,6 +354,23 @@ class Keyspace:
             raise InternalError(f"the snapshot has a record of {key!r} that cannot stand at revision {self.revision}")
         self._records[key] = record
         self._live.add(key)
+        self.state_bytes += KEY_BYTES + len(key) + len(record) - _HEAD_BYTES
+        if lease := lease_of(record):
+            self._move(key, 0, lease)
+
+    def _move(self, key: str, old: int, new: int) -> None:
+        """The key was attached to one lease, and is to another; 0 is none."""
+        if old:
+            keys = self._attached[old]
+            keys.remove(key)
+            if not keys:
+                del self._attached[old]
+        if new:
+            self._attached.setdefault(new, set()).add(key)
+
+    def leases(self) -> KeysView[int]:
+        """The leases that keys are attached to."""
+        return self._attached.keys()
 
     # -- the floors ----------------------------------------------------------------------------------------------------
 

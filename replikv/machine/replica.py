@@ -10,13 +10,22 @@ import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
-from replikv.errors import ConfigurationError, InternalError
+from replikv.errors import ConfigurationError, InternalError, UpgradeRequiredError
 from replikv.machine.base import StateMachine
 from replikv.machine.chunks import split_chunks
 from replikv.machine.envelope import HEADER, HEADER_BYTES, VERSION, CommandKind, Status
+from replikv.machine.governance import (
+    KNOWN_VERSION,
+    ClusterOperation,
+    Governance,
+    Versions,
+    decode_set_limits,
+    decode_upgrade,
+)
 from replikv.machine.history import KeyspaceRestorer
 from replikv.machine.keyspace import Keyspace
 from replikv.machine.keyvalue import KeyValue
+from replikv.machine.leases import LeasesRestorer
 from replikv.machine.sessions import Sessions, SessionsRestorer
 
 __all__ = ["Replica", "Restorer"]
@@ -31,19 +40,39 @@ _MAP: Final = int(CommandKind.MAP)  # an IntEnum member costs an attribute look-
 _CUSTOM: Final = int(CommandKind.CUSTOM)
 _REGISTER: Final = int(CommandKind.REGISTER)
 _SEAL: Final = int(CommandKind.SEAL)
+_CLUSTER: Final = int(CommandKind.CLUSTER)
 _NODE_ID_BYTES_MAX: Final = 1024
 
-# The first byte of a chunk says whose it is; the sections follow in this order.
+# The first byte of a chunk says whose it is.
 _HEAD_SECTION: Final = 1
 _SESSIONS_SECTION: Final = 2
 _MAP_SECTION: Final = 3
 _CUSTOM_SECTION: Final = 4
 _END_SECTION: Final = 5
+_GOVERNANCE_SECTION: Final = 6
+_LEASES_SECTION: Final = 7
+_ORDER: Final = {
+    section: place
+    for place, section in enumerate(
+        (
+            _HEAD_SECTION,
+            _GOVERNANCE_SECTION,
+            _SESSIONS_SECTION,
+            _LEASES_SECTION,
+            _MAP_SECTION,
+            _CUSTOM_SECTION,
+            _END_SECTION,
+        )
+    )
+}
+"""Section -> its place in the order in which they follow."""
 _HEAD: Final = struct.Struct(">BBQB")
 """Section, version, position, 1 if there is a custom machine."""
 _END: Final = struct.Struct(">BQ")
 """Section, number of chunks before this one."""
-_SNAPSHOT_VERSION: Final = 1
+_FIRST_FORMAT: Final = 1
+"""Without governance and leases: written as long as no UPGRADE was applied, so that every member can read it."""
+_FORMAT: Final = 2
 
 
 class Replica:
@@ -54,7 +83,8 @@ class Replica:
         """How many commands of the log have been applied, and how many numbers :meth:`advance` has left out. One with
         the state in every snapshot."""
         self.sessions = Sessions()
-        self.map = KeyValue()
+        self.governance = Governance()
+        self.map = KeyValue(self.governance)
         self.custom = custom
         self._execute_map = self.map.execute
 
@@ -69,7 +99,11 @@ class Replica:
         """Apply one encoded envelope and return its result, whose first byte is a Status.
 
         Never raises because of what is in it, or because of the custom machine (but for MemoryError, which is no
-        result that other replicas would come to): there is a result, and the position grows.
+        result that other replicas would come to): there is a result, and the position grows. But for one command:
+
+        Raises:
+            UpgradeRequiredError: what comes now in the log is for replicas that know more than this one. It has not
+                been applied, and nothing may be applied after it.
         """
         self.position = position = self.position + 1
         if len(command) < HEADER_BYTES:
@@ -86,6 +120,8 @@ class Replica:
             return self._register(position, session_id, sequence, command[HEADER_BYTES:])
         elif kind == _SEAL:
             return self._seal(position, session_id, below, command[HEADER_BYTES:])
+        elif kind == _CLUSTER:
+            execute = self._govern
         else:
             execute = _unknown_command
         if not session_id:
@@ -105,6 +141,34 @@ class Replica:
         """
         self.position += numbers
         self.keyspace.advance(numbers)
+
+    def _govern(self, command: bytes, offset: int) -> bytes:
+        try:
+            operation = command[offset]
+            if operation == ClusterOperation.UPGRADE:
+                self._upgrade(decode_upgrade(command, offset))
+            elif operation == ClusterOperation.SET_LIMITS and self.governance.versions.commands >= 1:
+                self.governance.limits = decode_set_limits(command, offset)
+                self.sessions.sessions_max = self.governance.limits.sessions
+            else:
+                return _UNKNOWN_COMMAND
+        except (IndexError, struct.error, InternalError):
+            return _FAILED + b"a command for the whole replica that no version of replikv writes"
+        return _OK
+
+    def _upgrade(self, wanted: Versions) -> None:
+        known = Versions(KNOWN_VERSION, self.custom.version if self.custom is not None else 0)
+        if wanted.commands > known.commands or (self.custom is not None and wanted.machine > known.machine):
+            self.position -= 1  # it is as if it had not been there
+            raise UpgradeRequiredError(
+                f"the cluster goes on with commands of version {wanted.commands} of replikv and {wanted.machine} of its"
+                f" StateMachine, and this peer knows {known.commands} and {known.machine}: start it with the program"
+                " that the others run; what it has on disk is whole"
+            )
+        now = self.governance.versions
+        self.governance.versions = Versions(max(now.commands, wanted.commands), max(now.machine, wanted.machine))
+        if self.custom is not None and self.governance.versions.machine > now.machine:
+            self.custom.activate(self.governance.versions.machine)
 
     def _execute_custom(self, command: bytes, offset: int) -> bytes:
         if self.custom is None:
@@ -136,8 +200,12 @@ class Replica:
 
         The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held.
         """
-        head = _HEAD.pack(_HEAD_SECTION, _SNAPSHOT_VERSION, self.position, self.custom is not None)
+        upgraded = self.governance.versions != Versions(0, 0)
+        head = _HEAD.pack(_HEAD_SECTION, _FORMAT if upgraded else _FIRST_FORMAT, self.position, self.custom is not None)
         sections = [(_SESSIONS_SECTION, self.sessions.snapshot()), (_MAP_SECTION, self.map.snapshot())]
+        if upgraded:
+            sections.insert(0, (_GOVERNANCE_SECTION, iter([self.governance.encode()])))
+            sections.insert(2, (_LEASES_SECTION, self.map.leases.snapshot()))
         if self.custom is not None:
             sections.append((_CUSTOM_SECTION, split_chunks(self.custom.snapshot())))
         return _chunks(head, sections)
@@ -187,11 +255,13 @@ class Restorer:
     def __init__(self, replica: Replica) -> None:
         self._replica = replica
         self._section = 0
-        """The section of the last chunk: ascending."""
+        """The section of the last chunk, 0 before the first: as ordered by ``_ORDER``."""
         self._chunks = 0
         self._position = 0
         self._has_custom = False
+        self._governance = Governance()
         self._sessions = SessionsRestorer()
+        self._leases = LeasesRestorer()
         self._map: KeyspaceRestorer = replica.map.restorer()
         self._custom: list[bytes] = []
 
@@ -200,10 +270,12 @@ class Restorer:
 
         Raises:
             ConfigurationError: the snapshot has state of a custom machine, and this replica has no such machine.
+            UpgradeRequiredError: the snapshot has state of commands that this replica does not know.
             InternalError: no chunk of a snapshot of this version, or not the next one.
         """
         section = chunk[0] if chunk else 0
-        if section < self._section or section == 0 or (self._section == 0) != (section == _HEAD_SECTION):
+        place = _ORDER.get(section, -1)
+        if place < _ORDER.get(self._section, 0) or (self._section == 0) != (section == _HEAD_SECTION):
             raise InternalError(f"a chunk of section {section} behind one of section {self._section} in a snapshot")
         if section == _SESSIONS_SECTION:
             self._sessions.feed(chunk[1:])
@@ -211,6 +283,11 @@ class Restorer:
             self._map.feed(chunk[1:])
         elif section == _CUSTOM_SECTION and self._has_custom:
             self._custom.append(chunk[1:])
+        elif section == _LEASES_SECTION:
+            self._leases.feed(chunk[1:])
+        elif section == _GOVERNANCE_SECTION:
+            self._governance = Governance.decode(chunk[1:])
+            self._check_known()
         elif section == _HEAD_SECTION:
             self._head(chunk)
         elif section != _END_SECTION or self._section == _END_SECTION or chunk != _END.pack(section, self._chunks):
@@ -228,13 +305,30 @@ class Restorer:
         if not self.complete:
             raise InternalError(f"the snapshot ends after {self._chunks} chunks, in section {self._section}")
         replica = self._replica
-        sessions, keyspace = self._sessions.finish(), self._map.finish()
+        sessions, leases, keyspace = self._sessions.finish(), self._leases.finish(), self._map.finish()
+        if strange := keyspace.leases() - leases.table.keys():
+            raise InternalError(
+                f"the snapshot has keys attached to leases that it does not have: {sorted(strange)[:8]}"
+            )
         if self._has_custom and replica.custom is not None:
+            replica.custom.activate(self._governance.versions.machine)
             replica.custom.restore(iter(self._custom))
         replica.sessions, replica.map.keyspace, replica.position = sessions, keyspace, self._position
+        replica.map.leases = leases
+        replica.governance = replica.map.governance = self._governance
+
+    def _check_known(self) -> None:
+        custom = self._replica.custom
+        wanted = self._governance.versions
+        if wanted.commands > KNOWN_VERSION or (custom is not None and wanted.machine > custom.version):
+            raise UpgradeRequiredError(
+                f"the snapshot has state of version {wanted.commands} of replikv and {wanted.machine} of its"
+                f" StateMachine, and this peer knows {KNOWN_VERSION} and {custom.version if custom else 0}: start it"
+                " with the program that the others run"
+            )
 
     def _head(self, chunk: bytes) -> None:
-        if len(chunk) != _HEAD.size or chunk[1] != _SNAPSHOT_VERSION:
+        if len(chunk) != _HEAD.size or not _FIRST_FORMAT <= chunk[1] <= _FORMAT:
             raise InternalError("a snapshot of a format that this replikv does not read: upgrade it")
         _, _, self._position, has_custom = _HEAD.unpack(chunk)
         self._has_custom = bool(has_custom)

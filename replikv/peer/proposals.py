@@ -223,7 +223,7 @@ class Proposals:
 
     def _answer(self, proposal: Proposal, result: bytes) -> None:
         status = result[0]
-        if status <= _FAILED or status == _UNKNOWN_COMMAND:
+        if status <= _FAILED or status >= _UNKNOWN_COMMAND:
             del self._handed[proposal.sequence]
             task, proposal.task = proposal.task, None
             if task is not None:

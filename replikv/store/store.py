@@ -20,6 +20,7 @@ from replikv.store.arguments import check_count, check_text
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Absent
 from replikv.store.reads import LocalReads
+from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
 from replikv.store.subscriptions import Subscription
 from replikv.store.watch import Watch, WatchHub
@@ -86,7 +87,7 @@ class Store(LocalReads):
             raise ConfigurationError("this release has no leases yet: leave lease=None")
         result = await self._propose(_MAP, encode_put(self._key(key), encode_value(value, self._value_bytes_max)))
         if result[0]:
-            raise _refused(result)
+            raise refusal(result)
         revision: int = _unpack_revision(result)[0]
         return revision
 
@@ -339,10 +340,5 @@ class Store(LocalReads):
     async def _run(self, payload: bytes) -> bytes:
         result = await self._propose(_MAP, payload)
         if result[0]:
-            raise _refused(result)
+            raise refusal(result)
         return result[1:]
-
-
-def _refused(result: bytes) -> EncodingError:
-    """What every replica refused alike: it depends on what is stored, so it could not be seen before."""
-    return EncodingError(result[1:].decode(errors="replace"))

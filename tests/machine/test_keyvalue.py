@@ -24,6 +24,8 @@ class Map:
 
     def __init__(self, contents: Mapping[str, object] | None = None) -> None:
         self.machine = KeyValue()
+        for _ in range(9):
+            self.machine.leases.grant(ttl_ms=10_000)
         for key, value in (contents or {}).items():
             self.run(commands.encode_put(key.encode(), cbor(value)))
 
