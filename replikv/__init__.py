@@ -20,6 +20,7 @@ from replikv.errors import (
     OutcomeUnknownError,
     RemovedError,
     ReplikvError,
+    SchemaError,
     StorageError,
     UnavailableError,
     ValueTooLargeError,
@@ -32,6 +33,7 @@ from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
+from replikv.store.typed import TypedChange, TypedEntry, TypedStore
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
@@ -63,6 +65,7 @@ __all__ = [
     "Receiver",
     "RemovedError",
     "ReplikvError",
+    "SchemaError",
     "Settings",
     "StateMachine",
     "Status",
@@ -71,6 +74,9 @@ __all__ = [
     "Subscription",
     "TcpTransport",
     "Transport",
+    "TypedChange",
+    "TypedEntry",
+    "TypedStore",
     "UnavailableError",
     "ValueTooLargeError",
     "WrongClusterError",
