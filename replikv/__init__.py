@@ -29,6 +29,7 @@ from replikv.errors import (
 from replikv.machine.base import StateMachine
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
+from replikv.storage.backups import Backup
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.store import Store
@@ -42,6 +43,7 @@ from replikv.version import __version__ as __version__
 __all__ = [
     "ABSENT",
     "AuthenticationError",
+    "Backup",
     "Change",
     "Channel",
     "Cluster",
