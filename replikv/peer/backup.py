@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Generator, Iterator
 from datetime import UTC, datetime
 
 import structlog
@@ -37,14 +39,19 @@ async def back_up(
         machine=replica.custom is not None,
     )
     # No checkpoint between what was said above and this: it is one state.
-    chunks = replica.snapshot()
-    writer = await trio.to_thread.run_sync(BackupWriter, filesystem or OsFileSystem(), path, backup)
-    try:
-        while batch := await chunks_in_slices(chunks):
-            await trio.to_thread.run_sync(writer.write, batch)
-        await trio.to_thread.run_sync(writer.commit)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(writer.abort)
+    with contextlib.closing(_closable(replica.snapshot())) as chunks:
+        writer = await trio.to_thread.run_sync(BackupWriter, filesystem or OsFileSystem(), path, backup)
+        try:
+            while batch := await chunks_in_slices(chunks):
+                await trio.to_thread.run_sync(writer.write, batch)
+            await trio.to_thread.run_sync(writer.commit)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(writer.abort)
     log.info("backup taken", path=os.fspath(path), revision=backup.revision, keys=backup.keys)
     return backup
+
+
+def _closable(chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """The same, with an end that does not wait for who still holds the traceback of an error: a revision is pinned."""
+    yield from chunks

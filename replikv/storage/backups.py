@@ -22,7 +22,7 @@ from replikv.errors import ConfigurationError, StorageError
 from replikv.storage.chunkfile import ChunkFileReader, ChunkFileWriter, ChunkFormat
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem, OsFile
 
-__all__ = ["Backup", "BackupReader", "BackupWriter", "is_backup"]
+__all__ = ["Backup", "BackupReader", "BackupWriter"]
 
 _FORM: Final = ChunkFormat(
     b"replikvB",
@@ -131,15 +131,6 @@ class BackupReader:
             yield chunk
         if digest.value() != self._file.extra:
             raise self._file.damaged_trailer("what stands before the trailer does not have its digest")
-
-
-def is_backup(path: Path) -> bool:
-    """Whether it looks like one, from outside. Raises StorageError when it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            return file.read(len(_FORM.magic)) == _FORM.magic
-    except OSError as exc:
-        raise StorageError(f"cannot read {path}: {exc.strerror or exc}") from exc
 
 
 class _Digest:
