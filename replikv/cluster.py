@@ -397,7 +397,8 @@ class Cluster:
 
         Raises:
             UnavailableError: no leader could be asked whether this peer has everything.
-            StorageError: the disk refused or failed, a full one included; nothing is left behind.
+            StorageError: the disk refused or failed, a full one included. Nothing is left behind, or, where only the
+                last sync of the directory failed, a whole backup.
             ClusterClosedError: the cluster is not open.
         """
         peer = self._open_peer()

@@ -84,7 +84,10 @@ class BackupWriter:
             self._file.write(chunk)
 
     def commit(self) -> None:
-        """Make it durable, and give it its name, in place of whatever had it."""
+        """Make it durable, and give it its name, in place of whatever had it.
+
+        When this raises, nothing is left behind, or a whole backup whose name may not outlive a crash.
+        """
         self._file.finish(self._digest.value())
         self._filesystem.rename(self._file.path, self._path)
         self._file.close()

@@ -249,10 +249,12 @@ class _Shapes:
 
 
 def _resolved(annotation: Any) -> Any:
-    """Without what says nothing of the form: Annotated, NewType, an alias by ``type``."""
+    """Without what says nothing of the form: Annotated, Final, NewType, an alias by ``type``."""
     while True:
         if typing.get_origin(annotation) is typing.Annotated:
             annotation = annotation.__origin__
+        elif typing.get_origin(annotation) is typing.Final:
+            (annotation,) = typing.get_args(annotation)
         elif hasattr(annotation, "__supertype__"):
             annotation = annotation.__supertype__
         elif type(annotation).__name__ == "TypeAliasType":

@@ -364,7 +364,8 @@ class RecordShape(Shape):
 
     def _to_plain(self, value: Any) -> Any:
         return {
-            name: _inside(field.shape.encode, getattr(value, name), ".{}", name) for name, field in self.fields.items()
+            name: _inside(field.shape.encode, getattr(value, name, _NOTHING), ".{}", name)
+            for name, field in self.fields.items()
         }
 
     def _from_plain(self, plain: Any) -> Any:

@@ -11,7 +11,7 @@ import enum
 import math
 import uuid
 from collections import OrderedDict
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, NewType, Optional, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, NewType, Optional, TypeVar, Union
 
 import attrs
 import pytest
@@ -97,6 +97,7 @@ class Everything:
     whatever: Any = None
     several: list = dataclasses.field(default_factory=list)  # type: ignore[type-arg]  # what users write
     noted: Annotated[int, "of something"] = 0
+    final: Final[int] = 3
     shared: ClassVar[int] = 7
     sum: int = dataclasses.field(init=False, default=0)
 
@@ -318,6 +319,14 @@ def test_what_is_put_and_does_not_fit(value: Any, reason: str) -> None:
     with pytest.raises(SchemaError, match=f"'ann' cannot be put: {reason}") as caught:
         schema(User).encode("ann", value)
     assert value is caught.value.value
+
+
+def test_an_object_without_one_of_its_fields() -> None:
+    """Deleted from it, or never set."""
+    ann = User("Ann")
+    del ann.name
+    with pytest.raises(SchemaError, match=r"'ann' cannot be put: User\.name: expected str, found nothing"):
+        schema(User).encode("ann", ann)
 
 
 def test_unknown_fields_may_be_ignored() -> None:
