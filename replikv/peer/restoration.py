@@ -21,7 +21,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 from replikv.errors import ConfigurationError
 from replikv.machine.base import StateMachine
@@ -195,6 +195,9 @@ _OURS: Final = frozenset({"lock", "meta", "incarnation", "wal", "snapshots", "lo
 
 class OpaqueMachine(StateMachine):
     """Stands in for the application's machine where its code is not at hand: its state is carried as it is."""
+
+    version: ClassVar[int] = 2**32 - 1
+    """Whatever the state is of: nothing of it is read here."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
