@@ -21,6 +21,7 @@ from replikv.errors import (
     QuotaExceededError,
     RemovedError,
     ReplikvError,
+    SchemaError,
     StorageError,
     UnavailableError,
     UpgradeRequiredError,
@@ -30,10 +31,12 @@ from replikv.errors import (
 from replikv.machine.base import StateMachine
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
+from replikv.storage.backups import Backup
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
+from replikv.store.typed import TypedChange, TypedEntry, TypedStore
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
@@ -42,6 +45,7 @@ from replikv.version import __version__ as __version__
 __all__ = [
     "ABSENT",
     "AuthenticationError",
+    "Backup",
     "Change",
     "Channel",
     "Cluster",
@@ -66,6 +70,7 @@ __all__ = [
     "Receiver",
     "RemovedError",
     "ReplikvError",
+    "SchemaError",
     "Settings",
     "StateMachine",
     "Status",
@@ -74,6 +79,9 @@ __all__ = [
     "Subscription",
     "TcpTransport",
     "Transport",
+    "TypedChange",
+    "TypedEntry",
+    "TypedStore",
     "UnavailableError",
     "UpgradeRequiredError",
     "ValueTooLargeError",

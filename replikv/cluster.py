@@ -22,12 +22,14 @@ from replikv.machine.base import StateMachine
 from replikv.machine.envelope import CommandKind
 from replikv.machine.envelope import Status as ResultStatus
 from replikv.peer.admission import LEARNER
+from replikv.peer.backup import back_up
 from replikv.peer.failures import is_cancellation, sole_error
 from replikv.peer.peer import Peer
 from replikv.peer.status import Status
 from replikv.raft.membership import ChangeKind, MemberChange
 from replikv.settings import Settings
 from replikv.startup import Startup, check_address, check_node_id
+from replikv.storage.backups import Backup
 from replikv.store.store import Store
 from replikv.store.watch import WatchHub
 from replikv.transport.base import Transport
@@ -382,6 +384,26 @@ class Cluster:
         Cancelled, the snapshot is finished all the same. Raises ClusterClosedError.
         """
         await self._open_peer().snapshot()
+
+    async def backup(self, path: str | os.PathLike[str]) -> Backup:
+        """Write a backup of the whole cluster's state to a file, from this peer; what the backup says of itself.
+
+        Everything is in it that was acknowledged, to anybody, before this call. It is written while the cluster goes
+        on, to a temporary name beside ``path``; once it is durable it takes the place of whatever has that name.
+        ``replikv restore`` makes a new cluster of it, and ``replikv export`` lines of JSON. Not a way to move a peer:
+        a new one joins.
+
+        Cancelled, it leaves nothing behind.
+
+        Raises:
+            UnavailableError: no leader could be asked whether this peer has everything.
+            StorageError: the disk refused or failed, a full one included. Nothing is left behind, or, where only the
+                last sync of the directory failed, a whole backup.
+            ClusterClosedError: the cluster is not open.
+        """
+        peer = self._open_peer()
+        await peer.barrier()
+        return await back_up(peer.replica, peer.identity, path)
 
     def digest(self) -> tuple[int, str]:
         """How many commands this replica has applied, and a SHA-256 over its whole state, in hexadecimal.

@@ -6,7 +6,8 @@
     ├── the caller's
     │   ├── ConfigurationError (ValueError)        arguments or settings that contradict each other, or the disk
     │   ├── EncodingError (TypeError, ValueError)  a key or value that is not plain data, or not what the call needs
-    │   │   └── ValueTooLargeError                 plain data, but over a limit of the settings
+    │   │   ├── ValueTooLargeError                 plain data, but over a limit of the settings
+    │   │   └── SchemaError                        a value that does not fit the class of a typed map
     │   ├── CompactedError (LookupError)           a revision below the retained history
     │   ├── LaggedError                            a watcher that did not keep up; goes on with ``since=``
     │   ├── LeaseExpiredError                      the lease or leadership a block rested on is gone
@@ -45,6 +46,7 @@ __all__ = [
     "QuotaExceededError",
     "RemovedError",
     "ReplikvError",
+    "SchemaError",
     "StorageError",
     "UnavailableError",
     "UpgradeRequiredError",
@@ -74,6 +76,23 @@ class EncodingError(ReplikvError, TypeError, ValueError):
 
 class ValueTooLargeError(EncodingError):
     """Plain data, but larger or deeper than a limit allows. Nothing was proposed."""
+
+
+class SchemaError(EncodingError):
+    """A value that does not fit the class of a typed map: one that was to be put, or one that is stored.
+
+    ``key`` is the key, relative to the typed map; ``field`` says where in the value, as in ``"address.lines[2]"``, and
+    is empty for the value as a whole. ``value`` is the object that was to be put, or the plain data that is stored.
+    """
+
+    def __init__(self, message: str, key: str, field: str, value: object) -> None:
+        super().__init__(message, key, field, value)
+        self.key = key
+        self.field = field
+        self.value = value
+
+    def __str__(self) -> str:
+        return str(self.args[0])
 
 
 class CompactedError(ReplikvError, LookupError):

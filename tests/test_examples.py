@@ -11,6 +11,13 @@ from programs import run_program
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 EXPECTED = {
+    "backup_and_restore.py": [
+        r"backup: 2 keys at revision 1",
+        r"monday\.backup is whole\.",
+        r"exported: users/bob \{'name': 'Bob', 'key': \{'\$bytes': 'AP8='\}\}",
+        r"restored: \{'name': 'Bob', 'key': b'\\x00\\xff'\}",
+        r"its next revision is 1000000002",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",
@@ -39,6 +46,13 @@ EXPECTED = {
         r"put on [a-e]: UnavailableError: .*no leader; 3 of 5 voters cannot be reached",
         r"[a-e] has stepped down: a follower of [a-e], in term \d",
         r"equal, byte for byte: <2 keys at revision 3>",
+    ],
+    "typed_map.py": [
+        r"stored: \{'schema-version': 1, 'name': 'Ann Lee', 'role': 'admin'\}",
+        r"the new release reads User\(first='Ann', last='Lee', role=<Role\.ADMIN: 'admin'>, email=None\)",
+        r"stored: \{'schema-version': 2, 'first': 'Ann', .*'email': 'ann@example\.org'\}",
+        r"the old release: .*it is of schema version 2, and this process knows 1",
+        r"not put: 'bob' cannot be put: User\.role: expected a value of Role, found str 'owner'",
     ],
 }
 """Example -> what it prints, among other things."""

@@ -11,7 +11,9 @@ import sys
 from collections.abc import Sequence
 
 import replikv
+from replikv.cli.exchange import add_export, add_import
 from replikv.cli.recover import add_recover
+from replikv.cli.restore import add_restore
 from replikv.demo import run_demo
 
 __all__ = ["main"]
@@ -25,6 +27,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     demo = commands.add_parser("demo", help="three processes replicate a map, and one is killed: watch what happens")
     demo.set_defaults(run=lambda _: run_demo())
     add_recover(commands)
+    add_restore(commands)
+    add_export(commands)
+    add_import(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

@@ -17,7 +17,7 @@ from replikv.transport.addresses import parse_address
 if TYPE_CHECKING:
     Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
-__all__ = ["add_recover"]
+__all__ = ["Commands", "add_recover", "listed", "parse_members"]
 
 WIDTH: Final = 100
 _NO_ADDRESS: Final = "no address"
@@ -116,10 +116,10 @@ def _prospect(survivor: Survivor, members: Membership) -> str:
     map         {survivor.keys} keys at revision {survivor.revision}
 
 WHAT THIS DOES
-{_listed(does)}
+{listed(does)}
 
 WHAT MAY BE LOST
-{_listed(loses)}
+{listed(loses)}
 """
 
 
@@ -150,14 +150,14 @@ RECOVERED
     kept        {recovered.kept}, which is {directory} as it was
 
 NEXT
-{_listed(steps)}"""
+{listed(steps)}"""
 
 
 def _names(node_ids: Iterable[str]) -> str:
     return ", ".join(sorted(node_ids))
 
 
-def _listed(sentences: Iterable[str]) -> str:
+def listed(sentences: Iterable[str]) -> str:
     """One item for each, wrapped; paths and addresses are never broken, so that they can be copied."""
     return "\n".join(
         textwrap.fill(

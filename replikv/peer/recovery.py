@@ -39,13 +39,13 @@ from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import MemberRecord, Membership, MembershipChange
 from replikv.raft.refusals import InvalidChangeError
 from replikv.settings import Settings
-from replikv.storage.base import Identity
+from replikv.storage.base import Identity, Storage
 from replikv.storage.disk import DiskStorage
 from replikv.storage.filesystem import FileSystem, OsFileSystem
 from replikv.storage.meta import META_NAME
 from replikv.storage.replacement import Replacement, check_replaceable, discard_leftovers, settle
 
-__all__ = ["NUMBERS_LEFT_OUT", "Recovered", "Recovery", "Survivor", "recover"]
+__all__ = ["NUMBERS_LEFT_OUT", "Recovered", "Recovery", "Survivor", "recover", "replay"]
 
 NUMBERS_LEFT_OUT: Final = 1_000_000_000
 """By how much revisions and positions go ahead. It has to be more than what the lost majority may have given out after
@@ -223,22 +223,7 @@ class Recovery:
     def _replay(self) -> Survivor:
         """Everything that is durable, committed or not."""
         image, replica = self._storage.image, self._replica
-        snapshot = image.snapshot()
-        if snapshot.index > 0:
-            with self._storage.open_snapshot(snapshot.index) as (_, chunks):
-                try:
-                    replica.restore(chunks)
-                except ConfigurationError as exc:
-                    raise (self._machine_missing() if replica.custom is None else exc) from exc
-        membership = snapshot.membership
-        for entry in image.entries(image.first_index(), image.last_index() + 1):
-            if entry.kind == EntryKind.MEMBERSHIP:
-                membership = _changed(membership, entry)
-            else:
-                commands = unpack_commands(entry.data)
-                if replica.custom is None and any(command[1:2] == _CUSTOM for command in commands):
-                    raise self._machine_missing()
-                replica.apply_many(commands)
+        membership = replay(self._storage, replica, self._directory)
         return Survivor(
             directory=self._directory,
             node_id=self._old.node_id,
@@ -249,13 +234,6 @@ class Recovery:
             commit_index=image.hard_state.commit,
             revision=replica.keyspace.revision,
             keys=len(replica.keyspace),
-        )
-
-    def _machine_missing(self) -> ConfigurationError:
-        return ConfigurationError(
-            f"{self._directory} has state of the application's own StateMachine, which only the application's code can"
-            " read: recover it from Python, with replikv.peer.recovery.recover(directory, members, machine=...), where"
-            " machine is a new one of the kind that Cluster is given"
         )
 
     # -- planning ------------------------------------------------------------------------------------------------------
@@ -315,6 +293,39 @@ class Recovery:
             finally:
                 writer.abort()
             storage.initialize(self._identity_after, self._snapshot)
+
+
+def replay(storage: Storage, replica: Replica, directory: Path) -> Membership:
+    """Bring a new replica to the last entry of the log, committed or not; the configuration as of that entry.
+
+    Raises ConfigurationError where the log has commands of a machine that the replica lacks.
+    """
+    image = storage.image
+    snapshot = image.snapshot()
+    if snapshot.index > 0:
+        with storage.open_snapshot(snapshot.index) as (_, chunks):
+            try:
+                replica.restore(chunks)
+            except ConfigurationError as exc:
+                raise (_machine_missing(directory) if replica.custom is None else exc) from exc
+    membership = snapshot.membership
+    for entry in image.entries(image.first_index(), image.last_index() + 1):
+        if entry.kind == EntryKind.MEMBERSHIP:
+            membership = _changed(membership, entry)
+        else:
+            commands = unpack_commands(entry.data)
+            if replica.custom is None and any(command[1:2] == _CUSTOM for command in commands):
+                raise _machine_missing(directory)
+            replica.apply_many(commands)
+    return membership
+
+
+def _machine_missing(directory: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"{directory} has state of the application's own StateMachine, which only the application's code can"
+        " read: recover it from Python, with replikv.peer.recovery.recover(directory, members, machine=...), where"
+        " machine is a new one of the kind that Cluster is given"
+    )
 
 
 _CUSTOM: Final = bytes([CommandKind.CUSTOM])

@@ -9,32 +9,23 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
-import struct
 import threading
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from replikv.errors import CorruptionError, InternalError, StorageError
+from replikv.errors import InternalError
 from replikv.raft.entries import SnapshotMetadata
 from replikv.storage.base import SnapshotWriter
-from replikv.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem, remove_temporaries
+from replikv.storage.chunkfile import ChunkFileReader, ChunkFileWriter, ChunkFormat
+from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem, remove_temporaries
 from replikv.storage.records import pack_snapshot, unpack_snapshot
 
 __all__ = ["Snapshotter"]
 
-FORMAT: Final = 1
-SYNC_BYTES: Final = 1 << 20
-"""Synced in steps of this size: no sync of the log ever waits behind the flush of a whole snapshot."""
-
-_MAGIC: Final = b"replikvS"
-_HEAD: Final = struct.Struct(">8sII")  # magic, format, bytes of the metadata that follows; then a checksum
-_CHECKSUM: Final = struct.Struct(">I")
-_BLOCK: Final = struct.Struct(">BII")  # kind, bytes of what follows, checksum chained to the one before
-_CHUNK: Final = 1
-_TRAILER: Final = 2
-_COUNTS: Final = struct.Struct(">QQ")  # the trailer: chunks, and their bytes added up
+_FORM: Final = ChunkFormat(
+    b"replikvS", 1, "snapshot", "remove this peer from the cluster and let it join anew with an empty disk"
+)
 _NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.snap")
 
 
@@ -108,67 +99,28 @@ class _Writer(SnapshotWriter):
         self, snapshotter: Snapshotter, filesystem: FileSystem, temporary: Path, metadata: SnapshotMetadata
     ) -> None:
         self._snapshotter = snapshotter
-        self._filesystem = filesystem
-        self._temporary = temporary
         self._metadata = metadata
-        self._file: File | None = filesystem.open(temporary, create=True)
-        self._offset = self._synced = 0
-        self._chunks = self._chunk_bytes = 0
-        body = pack_snapshot(metadata)
-        head = _HEAD.pack(_MAGIC, FORMAT, len(body)) + body
-        self._checksum = zlib.crc32(head)
-        try:
-            self._put(head + _CHECKSUM.pack(self._checksum))
-        except BaseException:
-            self.abort()
-            raise
+        self._file = ChunkFileWriter(filesystem, temporary, _FORM, pack_snapshot(metadata))
 
     def write(self, chunk: bytes) -> None:
-        self._put(self._block(_CHUNK, chunk))
-        self._chunks += 1
-        self._chunk_bytes += len(chunk)
+        self._file.write(chunk)
 
     def commit(self) -> None:
-        self._put(self._block(_TRAILER, _COUNTS.pack(self._chunks, self._chunk_bytes)))
-        file = self._open_file()
-        file.fsync()
-        self._snapshotter._publish(self._temporary, self._metadata)
-        self._file = None
-        file.close()
+        self._file.finish()
+        self._snapshotter._publish(self._file.path, self._metadata)
+        self._file.close()
 
     def abort(self) -> None:
-        if self._file is not None:
-            self._file.close()
-            self._file = None
-            # The next start removes it if this fails.
-            with contextlib.suppress(StorageError):
-                self._filesystem.unlink(self._temporary)
-
-    def _block(self, kind: int, data: bytes) -> bytes:
-        self._checksum = zlib.crc32(data, self._checksum)
-        return _BLOCK.pack(kind, len(data), self._checksum) + data
-
-    def _put(self, data: bytes) -> None:
-        file = self._open_file()
-        file.pwrite(data, self._offset)
-        self._offset += len(data)
-        if self._offset - self._synced >= SYNC_BYTES:
-            file.fdatasync()
-            self._synced = self._offset
-
-    def _open_file(self) -> File:
-        if self._file is None:
-            raise InternalError(f"the snapshot {self._temporary} was written to after it was committed or aborted")
-        return self._file
+        self._file.discard()  # the next start removes it if this fails
 
 
 class _Reader:
     def __init__(self, filesystem: FileSystem, path: Path) -> None:
-        self._path = path
-        self._file = filesystem.open(path)
+        self._file = ChunkFileReader(filesystem.open(path), path, _FORM)
         try:
-            self._size = self._file.size()
-            self.metadata = self._read_head()
+            self.metadata = SnapshotMetadata(*unpack_snapshot(self._file.body))
+            if _name(self.metadata) != path.name:
+                raise self._file.damage(0, f"its head says that it is {_name(self.metadata)}")
         except BaseException:
             self._file.close()
             raise
@@ -177,56 +129,7 @@ class _Reader:
         self._file.close()
 
     def chunks(self) -> Iterator[bytes]:
-        offset, checksum = self._offset, self._checksum
-        count = total = 0
-        while True:
-            kind, data, checksum = self._read_block(offset, checksum)
-            if kind == _TRAILER:
-                break
-            count, total = count + 1, total + len(data)
-            yield data
-            offset += _BLOCK.size + len(data)
-        if data != _COUNTS.pack(count, total) or offset + _BLOCK.size + len(data) != self._size:
-            raise self._damage(offset, "the trailer does not fit what stands before it")
-
-    def _read_head(self) -> SnapshotMetadata:
-        head = self._file.pread(_HEAD.size, 0)
-        if len(head) < _HEAD.size:
-            raise self._damage(0, "it is shorter than its head")
-        magic, version, length = _HEAD.unpack(head)
-        if magic != _MAGIC or _HEAD.size + length + _CHECKSUM.size > self._size:
-            raise self._damage(0, "its head is not one")
-        body = self._file.pread(length + _CHECKSUM.size, _HEAD.size)
-        self._checksum = zlib.crc32(body[:length], zlib.crc32(head))
-        if (self._checksum,) != _CHECKSUM.unpack_from(body, length):
-            raise self._damage(0, "its head does not have its checksum")
-        if version != FORMAT:
-            raise StorageError(
-                f"{self._path} is a snapshot of format {version}; this replikv reads {FORMAT}: upgrade it"
-            )
-        self._offset = _HEAD.size + len(body)
-        metadata = SnapshotMetadata(*unpack_snapshot(body[:length]))
-        if _name(metadata) != self._path.name:
-            raise self._damage(0, f"its head says that it is {_name(metadata)}")
-        return metadata
-
-    def _read_block(self, offset: int, checksum: int) -> tuple[int, bytes, int]:
-        head = self._file.pread(_BLOCK.size, offset)
-        if len(head) < _BLOCK.size:
-            raise self._damage(offset, "it ends before its trailer")
-        kind, length, expected = _BLOCK.unpack(head)
-        if kind not in (_CHUNK, _TRAILER) or length > self._size - offset - _BLOCK.size:
-            raise self._damage(offset, "no chunk begins here")
-        data = self._file.pread(length, offset + _BLOCK.size)
-        if zlib.crc32(data, checksum) != expected:
-            raise self._damage(offset, "a chunk does not have its checksum")
-        return kind, data, expected
-
-    def _damage(self, offset: int, what: str) -> CorruptionError:
-        advice = "remove this peer from the cluster and let it join anew with an empty disk"
-        return CorruptionError(
-            f"the snapshot {self._path} is damaged at byte {offset}: {what}. {advice}", str(self._path), offset
-        )
+        return self._file.chunks()
 
 
 def _name(metadata: SnapshotMetadata) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import struct
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
@@ -22,10 +22,14 @@ from replikv.store.entry import ABSENT, Absent
 from replikv.store.reads import LocalReads
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
+from replikv.store.schema import Schema, Upgrade
 from replikv.store.subscriptions import Subscription
+from replikv.store.typed import TypedStore
 from replikv.store.watch import Watch, WatchHub
 
 __all__ = ["Store"]
+
+T = TypeVar("T")
 
 _MAP: Final = int(CommandKind.MAP)  # an IntEnum member costs an attribute look-up per command
 _unpack_revision: Final = struct.Struct(">xQ").unpack_from
@@ -75,6 +79,39 @@ class Store(LocalReads):
         ['dark-mode', 'search']
         """
         return Store(self._replicator, self._hub, self._prefix + check_text("prefix", prefix))
+
+    def typed(
+        self,
+        prefix: str,
+        record_class: type[T],
+        *,
+        version: int = 1,
+        upgrade: Mapping[int, Upgrade] | None = None,
+        ignore_unknown: bool = False,
+    ) -> TypedStore[T]:
+        """The keys under a prefix, with values of one class instead of plain data.
+
+        A dataclass or an attrs class; a msgspec Struct or a pydantic model where that is installed
+        (``replikv[msgspec]``, ``replikv[pydantic]``). Stored is a dict of its fields, and of ``"schema-version"``:
+        whoever reads the map untyped understands it. Make it once, and keep it.
+
+        ::
+
+            users = store.typed("users/", User, version=2, upgrade={1: lambda fields: fields | {"email": ""}})
+            await users.put("ann", User("Ann", email="ann@example.org"))
+
+        Args:
+            prefix: what stands before every key; taken as it is: end it with a separator.
+            record_class: the class.
+            version: of the class. To be raised when what is stored of the old one cannot be read as the new one.
+            upgrade: version -> a function that makes the fields of the next version of those of this one, both as
+                plain data. 0 stands for what was put untyped, without a version.
+            ignore_unknown: whether fields that the class does not have are passed over; they are lost when it is put
+                again. By default they are an error.
+
+        Raises ConfigurationError for a class that cannot be stored, and says why.
+        """
+        return TypedStore(self.scoped(prefix), Schema(record_class, version, upgrade or {}, ignore_unknown))
 
     # -- changes of one key --------------------------------------------------------------------------------------------
 

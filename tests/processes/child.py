@@ -73,6 +73,9 @@ class Child:
     async def do_get(self, key: str) -> object:
         return await self.cluster.store.get(key)
 
+    async def do_backup(self, path: str) -> None:
+        await self.cluster.backup(path)
+
     async def do_items(self) -> dict[str, object]:
         """Everything, linearizable."""
         await self.cluster.store.barrier()

@@ -18,6 +18,7 @@ import trio
 from workload import read_histories
 
 from replikv.demo.ports import HOST, free_ports
+from replikv.peer.restoration import restore
 from replikv.testing.linearizability import Operation, check, check_revisions
 
 SETTLED_S = 30.0
@@ -178,6 +179,16 @@ class Group:
                 "join": [self.addresses[member] for member in via],
                 "learner": learner,
             }
+        await self.start(node_ids)
+
+    async def restore(self, backup: Path, node_ids: Iterable[str]) -> None:
+        """Have a backup become the first state of these, and start them."""
+        node_ids = list(node_ids)
+        self.members = self.addresses = free_addresses(node_ids)
+        for node_id in node_ids:
+            directory = self.directory / node_id
+            await trio.to_thread.run_sync(partial(restore, backup, directory, node_id, members=self.members))
+            self._arguments[node_id] = {"data_dir": str(directory)}
         await self.start(node_ids)
 
     async def move(self, node_id: str) -> None:

@@ -13,8 +13,9 @@ from replikv.errors import CorruptionError, InternalError, StorageError
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.storage.base import StorageFullError
+from replikv.storage.chunkfile import SYNC_BYTES
 from replikv.storage.filesystem import FileSystem
-from replikv.storage.snapshotter import SYNC_BYTES, Snapshotter
+from replikv.storage.snapshotter import Snapshotter
 
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
 
