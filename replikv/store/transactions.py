@@ -11,7 +11,7 @@ from __future__ import annotations
 import heapq
 import inspect
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from operator import itemgetter
 from typing import Any, Final, TypeVar, TypeVarTuple, cast
 
@@ -148,15 +148,15 @@ class Transaction:
         """Set a key when the transaction is committed. Raises EncodingError and ValueTooLargeError."""
         self._check_open()
         put = self._lowering.put(key, value, lease)
+        self._make_room(self._writes, put.key)
         self._writes[put.key] = put
-        self._check_count()
 
     def delete(self, key: str) -> bool:
         """Remove a key when the transaction is committed; whether it is there, which is a read."""
         found = self._value(key) is not None
         name = self._lowering.key(key)
+        self._make_room(self._writes, name)
         self._writes[name] = transactions.Delete(name)
-        self._check_count()
         return found
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -165,10 +165,11 @@ class Transaction:
         if self._ended:
             raise ConfigurationError("this transaction has ended: use it inside of the function that got it, only")
 
-    def _check_count(self) -> None:
+    def _make_room(self, parts: Container[Any], part: object) -> None:
+        """Before something is added to what was read, or written."""
         count = len(self._keys_read) + len(self._ranges_read) + len(self._writes)
         limit = self._settings.operations_per_command_max
-        if count > limit:
+        if count >= limit and part not in parts:
             raise ValueTooLargeError(
                 f"a transaction that reads and writes more than {limit} keys: read ranges instead of single keys, split"
                 " it, or raise operations_per_command_max"
@@ -194,8 +195,8 @@ class Transaction:
 
     def _read(self, name: str) -> Record | None:
         record = self._keyspace.get(name)
+        self._make_room(self._keys_read, name)
         self._keys_read[name] = 0 if record is None else mod_revision_of(record)
-        self._check_count()
         return record
 
     def _scan(
@@ -225,8 +226,8 @@ class Transaction:
                 return found
             last = found[-1][0]  # nothing was seen behind it
             keys = KeyRange(last, keys.stop) if reverse else KeyRange(keys.start, last + "\0")
+        self._make_room(self._ranges_read, keys)
         self._ranges_read[keys] = None
-        self._check_count()
         return found
 
     # -- for who runs it -----------------------------------------------------------------------------------------------
