@@ -164,6 +164,29 @@ async def test_time_runs_out_for_all_runs_together(autojump_clock: trio.abc.Cloc
         assert "mine" not in follower.store
 
 
+async def test_the_last_run_has_the_time_that_is_left(autojump_clock: trio.abc.Clock) -> None:
+    """A peer that is cut off after some runs tells its caller within request_timeout_s of the first."""
+    async with running(request_timeout_s=4.0) as peers:
+        peers.network.set_faults(delay_s=(0.005, 0.01))
+        follower = (await peers.followers())[0]
+        leader = await peers.leader()
+
+        async def disturb_and_cut_off() -> None:
+            with trio.move_on_after(3.0):
+                while True:
+                    await leader.store.increment("n")
+            peers.network.isolate(id_of(follower))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(disturb_and_cut_off)
+            await trio.sleep(0.1)
+            began = trio.current_time()
+            with pytest.raises((UnavailableError, OutcomeUnknownError), match="no answer within"):
+                await follower.store.transact(add, "n")
+            assert 3.5 < trio.current_time() - began <= 4.0
+
+
 async def test_time_runs_out_without_a_leader(autojump_clock: trio.abc.Clock) -> None:
     """Who was never handed over surely was not applied; who was may have been. Either is told in time."""
     async with running(request_timeout_s=2.0) as peers:
