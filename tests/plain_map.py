@@ -25,7 +25,7 @@ from replikv import (
     Txn,
     TxnResult,
 )
-from replikv.machine.transactions import Target
+from replikv.machine.choices import Target
 
 RELATIONS: Mapping[str, Callable[[Any, Any], Any]] = {
     "==": operator.eq,

@@ -21,6 +21,7 @@ from typing import Final
 from replikv.errors import EncodingError
 from replikv.machine import commands
 from replikv.machine.base import StateMachine
+from replikv.machine.choices import decode_transact
 from replikv.machine.commands import COMPACT, COMPARE, GRANT, ITEM, KEYED, REPLACE, REVOKE, UPDATE, Operation
 from replikv.machine.envelope import Status
 from replikv.machine.governance import Governance
@@ -30,7 +31,7 @@ from replikv.machine.leases import Leases
 from replikv.machine.ranges import KeyRange
 from replikv.machine.record import lease_of, mod_revision_of, value_of
 from replikv.machine.refusal import RefusedError
-from replikv.machine.transactions import Transacting, decode_transact
+from replikv.machine.transactions import Transacting
 from replikv.machine.values import decode_value, encode_value, equal_values
 
 __all__ = ["KeyValue"]

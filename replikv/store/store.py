@@ -12,10 +12,10 @@ import trio
 
 from replikv.errors import CompactedError, ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine import commands
+from replikv.machine.choices import decode_transact_result, encode_transact
 from replikv.machine.commands import encode_key, encode_put
 from replikv.machine.envelope import CommandKind
 from replikv.machine.record import value_of
-from replikv.machine.transactions import decode_transact_result, encode_transact
 from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.change import Change

@@ -19,12 +19,12 @@ import outcome
 import trio
 
 from replikv.errors import ConfigurationError, EncodingError, UnavailableError, ValueTooLargeError
-from replikv.machine import transactions
+from replikv.machine import choices
+from replikv.machine.choices import Choice, Comparison, Relation, Target, decode_transact_result, encode_transact
 from replikv.machine.envelope import CommandKind
 from replikv.machine.keyspace import Keyspace
 from replikv.machine.ranges import KeyRange
 from replikv.machine.record import Record, mod_revision_of, unpack_record, value_of
-from replikv.machine.transactions import Choice, Comparison, Relation, Target, decode_transact_result, encode_transact
 from replikv.machine.values import decode_value
 from replikv.settings import Settings
 from replikv.store.arguments import check_count
@@ -58,7 +58,7 @@ class Transaction:
         self._keys_read: dict[str, int] = {}
         """Key -> the mod_revision that it had, 0 for a key that was not there."""
         self._ranges_read: dict[KeyRange, None] = {}
-        self._writes: dict[str, transactions.Put | transactions.Delete] = {}
+        self._writes: dict[str, choices.Put | choices.Delete] = {}
 
     @property
     def revision(self) -> int:
@@ -156,7 +156,7 @@ class Transaction:
         found = self._value(key) is not None
         name = self._lowering.key(key)
         self._make_room(self._writes, name)
-        self._writes[name] = transactions.Delete(name)
+        self._writes[name] = choices.Delete(name)
         return found
 
     # -- inside --------------------------------------------------------------------------------------------------------
@@ -189,7 +189,7 @@ class Transaction:
             return None
         written = self._writes.get(name)
         if written is not None:
-            return written.value if isinstance(written, transactions.Put) else None
+            return written.value if isinstance(written, choices.Put) else None
         record = self._read(name)
         return None if record is None else value_of(record)
 
@@ -212,11 +212,7 @@ class Transaction:
             if key not in self._writes
         )
         written = sorted(
-            (
-                (key, step.value)
-                for key, step in self._writes.items()
-                if isinstance(step, transactions.Put) and key in keys
-            ),
+            ((key, step.value) for key, step in self._writes.items() if isinstance(step, choices.Put) and key in keys),
             reverse=reverse,
         )
         merged = heapq.merge(held, written, key=itemgetter(0), reverse=reverse)

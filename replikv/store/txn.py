@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from typing import Any, Final, Literal, Protocol, TypeAlias
 
 from replikv.errors import ConfigurationError, EncodingError, ValueTooLargeError
-from replikv.machine import transactions
+from replikv.machine import choices
+from replikv.machine.choices import DEPTH_MAX, Choice, Comparison, Found, Relation, Target, TransactResult
 from replikv.machine.commands import encode_key
 from replikv.machine.ranges import KeyRange
-from replikv.machine.transactions import DEPTH_MAX, Choice, Comparison, Found, Relation, Target, TransactResult
 from replikv.machine.values import decode_value, encode_value
 from replikv.settings import Settings
 from replikv.store.arguments import check_count, check_text
@@ -276,7 +276,7 @@ class Lowering:
     def lower(self, txn: Txn) -> tuple[Choice, Txn]:
         """For the machine; and the same with its parts in tuples, for :func:`raise_result`."""
         choice, kept = self._choice(txn, 1)
-        if (key := transactions.written_twice(choice)) is not None:
+        if (key := choices.written_twice(choice)) is not None:
             raise ConfigurationError(
                 f"the transaction puts the key {key!r:.100} twice, or deletes it as well: all its changes are of one"
                 " revision, so leave one"
@@ -294,9 +294,9 @@ class Lowering:
         """A value, encoded."""
         return encode_value(value, self._settings.value_bytes_max)
 
-    def put(self, key: str, value: Any, lease: int | Leased | None) -> transactions.Put:
+    def put(self, key: str, value: Any, lease: int | Leased | None) -> choices.Put:
         """A put, for the machine."""
-        return transactions.Put(self.key(key), self.value(value), lease_number(lease))
+        return choices.Put(self.key(key), self.value(value), lease_number(lease))
 
     def _choice(self, txn: Txn, depth: int) -> tuple[Choice, Txn]:
         if depth > DEPTH_MAX:
@@ -311,7 +311,7 @@ class Lowering:
                 f"a transaction of more than {limit} comparisons and operations: split it, or raise"
                 " operations_per_command_max"
             )
-        lowered: list[list[transactions.Step]] = []
+        lowered: list[list[choices.Step]] = []
         kept: list[list[Operation]] = []
         for operations in (then, otherwise):
             lowered.append([])
@@ -336,20 +336,20 @@ class Lowering:
             operand = None if operand is ABSENT else self.value(operand)
         return Comparison(compare.target, keys, _RELATIONS[compare.operator], operand)
 
-    def _step(self, operation: Put | Delete | DeleteRange | Get | GetRange) -> transactions.Step:
+    def _step(self, operation: Put | Delete | DeleteRange | Get | GetRange) -> choices.Step:
         if isinstance(operation, Put):
             return self.put(operation.key, operation.value, operation.lease)
         if isinstance(operation, Delete):
-            return transactions.Delete(self.key(operation.key))
+            return choices.Delete(self.key(operation.key))
         if isinstance(operation, Get):
-            return transactions.Get(self.key(operation.key))
+            return choices.Get(self.key(operation.key))
         keys = range_of(self._scope, operation.prefix, operation.start, operation.stop)
         if isinstance(operation, DeleteRange):
-            return transactions.Delete(keys)
+            return choices.Delete(keys)
         if operation.limit is None:
-            return transactions.Get(keys)
+            return choices.Get(keys)
         limit = check_count("limit", operation.limit, 0)
-        return transactions.Get(keys, min(limit, transactions.UNLIMITED))
+        return choices.Get(keys, min(limit, choices.UNLIMITED))
 
 
 def _all_of(name: str, items: Iterable[Any], kind: Any) -> tuple[Any, ...]:

@@ -11,14 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from replikv.machine import commands
-from replikv.machine.envelope import Status
-from replikv.machine.governance import Governance, Limits, Versions
-from replikv.machine.keyvalue import KeyValue
-from replikv.machine.ranges import KeyRange
-from replikv.machine.record import lease_of, value_of
-from replikv.machine.transactions import (
+from replikv.machine.choices import (
     DEPTH_MAX,
-    READ_BYTES_MAX,
     Choice,
     Comparison,
     Delete,
@@ -34,6 +28,12 @@ from replikv.machine.transactions import (
     encode_transact,
     written_twice,
 )
+from replikv.machine.envelope import Status
+from replikv.machine.governance import Governance, Limits, Versions
+from replikv.machine.keyvalue import KeyValue
+from replikv.machine.ranges import KeyRange
+from replikv.machine.record import lease_of, value_of
+from replikv.machine.transactions import READ_BYTES_MAX
 from replikv.machine.values import decode_value, encode_value
 
 LEASE = 1
