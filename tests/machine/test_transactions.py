@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import decimal
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -385,6 +386,29 @@ def test_every_transaction_arrives_as_it_was_sent(choice: Choice) -> None:
     if result[0] == Status.OK:
         _, (succeeded, results) = decode_transact_result(result[1:])
         assert len(choice.then if succeeded else choice.otherwise) == len(results)
+
+
+def ways(choice: Choice) -> Iterator[list[Any]]:
+    """Every way through, as plain steps."""
+    for branch in (choice.then, choice.otherwise):
+        parts = [list(ways(step)) if isinstance(step, Choice) else [[step]] for step in branch]
+        for combination in itertools.product(*parts):
+            yield [step for part in combination for step in part]
+
+
+def puts_twice(way: list[Any]) -> bool:
+    puts = [step.key for step in way if isinstance(step, Put)]
+    deletes = [step.keys for step in way if isinstance(step, Delete)]
+    return len(puts) != len(set(puts)) or any(
+        key == keys if isinstance(keys, str) else key in keys for key in puts for keys in deletes
+    )
+
+
+@settings(max_examples=150, deadline=None)
+@given(choice=choices)
+def test_what_is_written_twice_is_seen_on_every_way(choice: Choice) -> None:
+    """As if each had been walked."""
+    assert any(map(puts_twice, ways(choice))) == (written_twice(choice) is not None)
 
 
 @settings(max_examples=150, deadline=None)
