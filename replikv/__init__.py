@@ -36,6 +36,8 @@ from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
+from replikv.store.transactions import Transaction
+from replikv.store.txn import Compare, Delete, DeleteRange, Get, GetRange, Put, Txn, TxnResult
 from replikv.store.typed import TypedChange, TypedEntry, TypedStore
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
@@ -51,11 +53,16 @@ __all__ = [
     "Cluster",
     "ClusterClosedError",
     "CompactedError",
+    "Compare",
     "ConfigurationError",
     "CorruptionError",
     "DataDirInUseError",
+    "Delete",
+    "DeleteRange",
     "EncodingError",
     "Entry",
+    "Get",
+    "GetRange",
     "Hello",
     "InternalError",
     "LaggedError",
@@ -66,6 +73,7 @@ __all__ = [
     "NotLeaderError",
     "OutcomeUnknownError",
     "Progress",
+    "Put",
     "QuotaExceededError",
     "Receiver",
     "RemovedError",
@@ -78,7 +86,10 @@ __all__ = [
     "Store",
     "Subscription",
     "TcpTransport",
+    "Transaction",
     "Transport",
+    "Txn",
+    "TxnResult",
     "TypedChange",
     "TypedEntry",
     "TypedStore",
