@@ -315,7 +315,6 @@ class Watch:
         """No more changes; readers get the error once they have taken what is ready."""
         self._error = error
         self._state = None
-        self._mark_due = False
         if self._live:
             self._live = False
             self._hub.remove(self)

@@ -128,7 +128,7 @@ class WatchHub:
         after = done.revision
         self.spare_steps = SPARE_STEPS
         for audience, batch in batches.items():
-            for watch in audience.watches[:]:  # one that lags leaves
+            for watch in audience[:]:  # one that lags leaves
                 watch.offer(after, batch)
 
     def _follow(self, keyspace: Keyspace) -> bool:

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["Audience", "WatchIndex"]
 
 
-class Audience:
-    """The live watches of the same keys: what is to be told to one of them is gathered for all, once."""
+class Audience(list["Watch"]):
+    """The live watches of the same keys: what is to be told to one of them is gathered for all, once.
 
-    __slots__ = ("watches",)
+    Equal to itself only. A list, and no object with one: of ten thousand of them every look misses the caches.
+    """
 
-    def __init__(self) -> None:
-        self.watches: list[Watch] = []
+    __slots__ = ()
+    __eq__ = object.__eq__
+    __hash__ = object.__hash__  # type: ignore[assignment]  # of a list: None
 
 
 class WatchIndex:
@@ -48,7 +50,7 @@ class WatchIndex:
 
     def __iter__(self) -> Iterator[Watch]:
         for audience in (*self._keys.values(), *self._prefixes.values(), *self._ranges.values()):
-            yield from audience.watches
+            yield from audience
 
     def audiences_of(self, key: str) -> list[Audience]:
         """Everybody who watches this key."""
@@ -73,14 +75,14 @@ class WatchIndex:
         if audience is None:
             audience = Audience()
             self._file(watch.selection, audience)
-        audience.watches.append(watch)
+        audience.append(watch)
 
     def remove(self, watch: Watch) -> None:
         """Take a watch out that is there. O(log n + watches of the same keys)."""
         audience = self._find(watch.selection)
         assert audience is not None
-        audience.watches.remove(watch)
-        if not audience.watches:
+        audience.remove(watch)
+        if not audience:
             self._discard(watch.selection)
 
     def _find(self, selection: Selection) -> Audience | None:

@@ -515,6 +515,15 @@ async def test_coalescing_watch_lags_by_keys_only(store: Store, replicator: Loca
         assert 5003 == caught.value.revision
 
 
+async def test_coalesced_revision_larger_than_the_buffer_may_be_changed_again(
+    store: Store, replicator: LocalReplicator
+) -> None:
+    """Nothing more waits because of that."""
+    async with store.watch(coalesce=True, buffer=1) as changes:
+        replicator.sweep(update(a=1, b=1, c=1), put("b", 2))
+        assert [("a", 1, 1), ("c", 1, 1), ("b", 2, 2)] == await take(changes, 3)
+
+
 # -- progress ----------------------------------------------------------------------------------------------------------
 
 
@@ -753,6 +762,40 @@ async def test_tasks_may_share_a_watch(store: Store, nursery: trio.Nursery, repl
         assert list(range(1, 11)) == sorted(taken)
     await trio.testing.wait_all_tasks_blocked()
     assert ["closed"] * 3 == ended
+
+
+async def test_every_change_wakes_a_task(store: Store, nursery: trio.Nursery, replicator: LocalReplicator) -> None:
+    """One that is busy with a change keeps no other from the next."""
+    taken: list[int] = []
+
+    async with store.watch() as changes:
+
+        async def take_one() -> None:
+            taken.append((await anext(changes)).revision)
+
+        for _ in range(3):
+            nursery.start_soon(take_one)
+        await trio.testing.wait_all_tasks_blocked()
+        replicator.sweep(put("a", 1), put("a", 2))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [1, 2] == sorted(taken)
+        replicator.sweep(put("a", 3))
+        await trio.testing.wait_all_tasks_blocked()
+        assert [1, 2, 3] == sorted(taken)
+
+
+async def test_closed_watch_gives_nothing_that_was_on_its_way(store: Store, replicator: LocalReplicator) -> None:
+    """A change that a task has been woken for is not told once the block is left."""
+    async with trio.open_nursery() as tasks:
+
+        async def read() -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await anext(changes)
+
+        async with store.watch() as changes:
+            tasks.start_soon(read)
+            await trio.testing.wait_all_tasks_blocked()
+            replicator.sweep(put("a", 1))
 
 
 async def test_closing_cluster_ends_watches_with_an_error(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from typing import Any
+from typing import Any, TypeAlias
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +16,9 @@ from replikv.store.watch import Watch, WatchOptions
 from replikv.store.watch_hub import WatchHub
 from replikv.store.watch_index import WatchIndex
 
+Arguments: TypeAlias = tuple[str, str | None, str | None, str | None]
+"""Prefix, key, start and stop."""
+
 WORDS = ["", "a", "aa", "ab", "abc", "b", "ba", "c", "é", "\U0010ffff"]
 WORD = st.sampled_from(WORDS)
 STOP = st.none() | WORD
@@ -26,7 +29,7 @@ SELECTIONS = st.one_of(
 )
 
 
-def matches(arguments: tuple[Any, ...], key: str) -> bool:
+def matches(arguments: Arguments, key: str) -> bool:
     prefix, only, start, stop = arguments
     if only is not None:
         return bool(key == only)
@@ -34,11 +37,11 @@ def matches(arguments: tuple[Any, ...], key: str) -> bool:
 
 
 @given(st.lists(st.tuples(SELECTIONS, st.integers(0, 20)), max_size=25))
-def test_a_change_finds_exactly_those_that_it_is_for(steps: list[tuple[tuple[Any, ...], int]]) -> None:
+def test_a_change_finds_exactly_those_that_it_is_for(steps: list[tuple[Arguments, int]]) -> None:
     """Whoever came before and is there still; each once. With the last that goes, everything is gone."""
     hub = WatchHub(LocalReplicator())
     index = WatchIndex()
-    there: list[tuple[tuple[Any, ...], Watch]] = []
+    there: list[tuple[Arguments, Watch]] = []
     for arguments, leaves in steps:
         watch = Watch(hub, WatchOptions(select("", *arguments, None)), 0)
         index.add(watch)
@@ -46,7 +49,7 @@ def test_a_change_finds_exactly_those_that_it_is_for(steps: list[tuple[tuple[Any
         if leaves < len(there):
             index.remove(there.pop(leaves)[1])
         for key in [*WORDS, "abcd", "x"]:
-            found = [one for audience in index.audiences_of(key) for one in audience.watches]
+            found = [one for audience in index.audiences_of(key) for one in audience]
             expected = [one for arguments, one in there if matches(arguments, key)]
             assert sorted(map(id, expected)) == sorted(map(id, found))
     assert sorted(id(one) for _, one in there) == sorted(map(id, index))
@@ -98,7 +101,8 @@ def test_who_does_not_match_costs_nothing() -> None:
         hub, index = WatchHub(LocalReplicator()), WatchIndex()
         for number in range(count):
             name = f"{number:05}"
-            for arguments in (("", name, None, None), (name, None, None, None), ("", None, name, name + "~")):
+            sorts: list[Arguments] = [("", name, None, None), (name, None, None, None), ("", None, name, name + "~")]
+            for arguments in sorts:
                 index.add(Watch(hub, WatchOptions(select("", *arguments, None)), 0))
         best = float("inf")
         for _ in range(20):
