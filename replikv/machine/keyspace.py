@@ -240,13 +240,14 @@ class Keyspace:
         return self._changes(pin.revision, revision)
 
     def _changes(self, revision: int, last: int) -> Iterator[tuple[int, Changes]]:
-        while revision < min(self.revision, last):
+        log = self._log
+        while revision < last and revision < self.revision:
             revision += 1
-            entry = self._log.get(revision)
+            entry = log.get(revision)
             if entry is None:
                 raise self._compacted(revision - 1)
             if len(entry) == 4:  # one change: the many
-                yield revision, (cast("Change", entry[1:]),)
+                yield revision, (entry[1:],)
             else:
                 yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
 
