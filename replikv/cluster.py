@@ -31,7 +31,7 @@ from replikv.settings import Settings
 from replikv.startup import Startup, check_address, check_node_id
 from replikv.storage.backups import Backup
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 from replikv.transport.base import Transport
 
 __all__ = ["Cluster"]

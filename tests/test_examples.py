@@ -63,6 +63,14 @@ EXPECTED = {
         r"shop is yours",
         r"shop belongs to alice",
     ],
+    "watch_index.py": [
+        r"complete up to revision 1: new: 2 3, paid: 1",
+        r"2 went from new to paid",
+        r"1 went from paid to the archive",
+        r"4 came in as new",
+        r"complete up to revision 5: new: 3 4, paid: 2",
+        r"the display: 4 went from new to 100 % packed",
+    ],
 }
 """Example -> what it prints, among other things."""
 

@@ -22,7 +22,7 @@ from replikv.machine.commands import encode_compact
 from replikv.machine.envelope import CommandKind, Envelope
 from replikv.machine.governance import KNOWN_VERSION, Versions, encode_upgrade
 from replikv.machine.replica import Replica
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 
 
 def same(left: Any, right: Any) -> bool:

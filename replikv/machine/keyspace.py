@@ -272,12 +272,16 @@ class Keyspace:
         return self._changes(pin.revision, revision)
 
     def _changes(self, revision: int, last: int) -> Iterator[tuple[int, Changes]]:
-        while revision < min(self.revision, last):
+        log = self._log
+        while revision < last and revision < self.revision:
             revision += 1
-            entry = self._log.get(revision)
+            entry = log.get(revision)
             if entry is None:
                 raise self._compacted(revision - 1)
-            yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
+            if len(entry) == 4:  # one change: the many
+                yield revision, (entry[1:],)
+            else:
+                yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
 
     def unchanged_since(self, keys: KeyRange, revision: int) -> bool:
         """Whether no key of the range was put or deleted after a revision. O(changes since).
