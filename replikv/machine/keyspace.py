@@ -275,6 +275,36 @@ class Keyspace:
                 raise self._compacted(revision - 1)
             yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
 
+    def unchanged_since(self, keys: KeyRange, revision: int) -> bool:
+        """Whether surely no key of the range was put or deleted after a revision. Below the floor: never sure.
+
+        O(the changes since, or the keys of the range, whichever are fewer), beside O(log n). The answer is a function
+        of the logical state: commands may depend on it.
+        """
+        if revision < self.floor:
+            return False
+        count = keys.count(self._live) + keys.count(self._dead)
+        start, stop = keys.start, keys.stop
+        log = self._log
+        for changed in range(revision + 1, self.revision + 1):
+            entry = log[changed]
+            count -= len(entry) // 3
+            if count < 0:
+                break
+            for key in entry[1::3]:
+                if start <= key and (stop is None or key < stop):
+                    return False
+        else:
+            return True
+        # The log is longer than the range. A key that was deleted since is among the dead: those are kept down to the
+        # physical floor, and older ones change nothing.
+        records = self._records
+        return not any(
+            mod_revision_of(records[key]) > revision
+            for names in (self._live, self._dead)
+            for key in keys.select(names, len(names))
+        )
+
     # -- changes -------------------------------------------------------------------------------------------------------
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:

@@ -142,6 +142,14 @@ class KeyspaceComparison(RuleBasedStateMachine):
             with pytest.raises(CompactedError):
                 self.keyspace.changes_since(self.floor - 1)
 
+    @rule(data=st.data(), wanted=ranges)
+    def unchanged(self, data: st.DataObject, wanted: KeyRange) -> None:
+        """Whether a range was changed since any revision, whatever is pinned or not trimmed yet."""
+        revision = data.draw(st.integers(0, len(self.maps)))
+        since = [key for changes in self.changes[revision + 1 :] for key, _, _ in changes]
+        expected = revision >= self.floor and not any(key in wanted for key in since)
+        assert expected == self.keyspace.unchanged_since(wanted, revision)
+
     @invariant()
     def the_books_are_right(self) -> None:
         """Floors are ordered, bytes add up, and nothing is kept for longer than somebody can read it."""
@@ -226,6 +234,25 @@ def test_a_slow_reader_of_changes_is_told() -> None:
 
     with pytest.raises(CompactedError):
         next(changes)
+
+
+@pytest.mark.parametrize("wanted", [KeyRange("k00100", "k00103"), KeyRange("k00100"), KeyRange(prefix="none/")])
+def test_both_ways_to_see_a_change_agree(wanted: KeyRange) -> None:
+    """Be the log the shorter way or the records, be it a put, a delete, or both: only changes of the range count."""
+    keyspace = filled(200)
+    before = keyspace.revision
+    keyspace.put("k00099", b"w")
+    assert keyspace.unchanged_since(wanted, before)
+    for key, value in [("k00101", b"w"), ("k00102", None), ("none/1", b"v"), ("none/1", None)]:
+        last = keyspace.commit([(key, value, 0), ("k00000", b"w", 0)])
+        for noise in (0, 1, 300):  # so that the log is the shorter way at first, and the longer one in the end
+            for _ in range(noise):
+                keyspace.put("k00000", b"x")
+            assert (key not in wanted) == keyspace.unchanged_since(wanted, last - 1)
+            assert keyspace.unchanged_since(wanted, last)
+            keyspace.compact(last - 1)
+        keyspace.compact(keyspace.revision)
+        assert not keyspace.unchanged_since(wanted, keyspace.revision - 1)  # below the floor
 
 
 def test_the_future_is_an_error_of_its_own() -> None:
