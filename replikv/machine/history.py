@@ -85,10 +85,16 @@ class KeyspaceRestorer:
             raise InternalError(f"a chunk of the map that no version of replikv writes: {exc}") from exc
 
     def finish(self) -> Keyspace:
-        """The keyspace, complete. Raises InternalError when chunks are missing."""
+        """The keyspace, complete; the restorer is done with it. Raises InternalError when chunks are missing."""
         if self._keyspace is None or self._keyspace.revision != self._revision or self._writes:
             raise InternalError(f"the map in the snapshot ends before revision {self._revision}")
-        return self._keyspace
+        keyspace, self._keyspace = self._keyspace, None
+        return keyspace
+
+    def abandon(self) -> Keyspace | None:
+        """What was built so far, for whoever frees it bit by bit. None after :meth:`finish`."""
+        keyspace, self._keyspace = self._keyspace, None
+        return keyspace
 
     def _read(self, keyspace: Keyspace, chunk: bytes) -> None:
         unpack, head_size, end = _RECORD.unpack_from, _RECORD.size, len(chunk)

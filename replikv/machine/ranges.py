@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Iterator
 
-from sortedcontainers import SortedList
+from replikv.machine.sorted_keys import SortedKeys
 
 __all__ = ["KeyRange"]
 
@@ -31,9 +31,7 @@ class KeyRange:
     def __contains__(self, key: str) -> bool:
         return self.start <= key and (self.stop is None or key < self.stop)
 
-    def select(
-        self, keys: SortedList[str], limit: int, *, after: str | None = None, reverse: bool = False
-    ) -> list[str]:
+    def select(self, keys: SortedKeys, limit: int, *, after: str | None = None, reverse: bool = False) -> list[str]:
         """The first ``limit`` keys of the range, or its last if ``reverse``, behind the key ``after``. O(log n)."""
         found: Iterator[str]
         if after is None:
@@ -44,8 +42,8 @@ class KeyRange:
             found = keys.irange(after, self.stop, (False, False))
         return list(itertools.islice(found, limit))
 
-    def count(self, keys: SortedList[str]) -> int:
-        """How many keys are in the range. O(log n)."""
+    def count(self, keys: SortedKeys) -> int:
+        """How many keys are in the range. O(log n), nearly: see :meth:`SortedKeys.bisect_left`."""
         end = len(keys) if self.stop is None else keys.bisect_left(self.stop)
         return max(0, end - keys.bisect_left(self.start))
 

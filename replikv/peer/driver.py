@@ -251,7 +251,7 @@ class Driver:
             self.steward.tick(self.ticks)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
-        self.replica.keyspace.trim(TRIMMED_PER_TICK)
+        self.replica.trim(TRIMMED_PER_TICK)
 
     def _note_route(self) -> None:
         raft = self.node.raft

@@ -116,6 +116,7 @@ def test_equal_logs_make_equal_replicas(log: list[bytes], data: st.DataObject) -
             pass
         results = {replica.apply(command) for replica in (plain, restored, pinned, trimmed)}
         assert 1 == len(results)
+        assert 1 == len({replica.keyspace.digest_sum for replica in (plain, restored, pinned, trimmed)})
     assert plain.position == len(log)
     expected = chunks_of(plain)
     for replica in (restored, pinned, trimmed):
@@ -295,6 +296,34 @@ def test_a_damaged_snapshot_changes_nothing(damage: str) -> None:
         target.restore(damaged)
 
     assert before == target.digest()
+
+
+def test_what_was_replaced_is_freed_bit_by_bit() -> None:
+    """The old map of a replica, and what was built of a snapshot that came to nothing; not under who still reads it."""
+    replica = Replica()
+    for number in range(500):
+        replica.apply(put(f"k{number:03}", number))
+    chunks = list(replica.snapshot())
+    old = replica.keyspace
+    scan = old.scan()
+    next(scan)
+    replica.restore(chunks)
+    abandoned = replica.restorer()
+    for chunk in chunks[:-2]:
+        abandoned.feed(chunk)
+    abandoned.abandon()
+    with pytest.raises(InternalError):
+        abandoned.finish()
+
+    left = []
+    for _ in range(1000):
+        replica.trim(100)
+        left.append(len(replica._replaced))
+    assert (1, 499) == (left[-1], len(list(scan)))
+    assert 10 < left.count(2)
+    for _ in range(1000):
+        replica.trim(100)
+    assert ([], 0, 500) == (replica._replaced, len(old), len(replica.keyspace))
 
 
 def test_chunks_are_bounded() -> None:
