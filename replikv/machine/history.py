@@ -31,7 +31,10 @@ _LAST: Final = 2
 
 
 def keyspace_chunks(keyspace: Keyspace) -> Iterator[bytes]:
-    """The chunks of the keyspace as of this call. Holds a firm pin until the iterator ends or is dropped."""
+    """The chunks of the keyspace as of this call, and breaths: empty ones, that say nothing (see ``pack_chunks``).
+
+    Holds a firm pin until the iterator ends or is dropped.
+    """
     floor, revision = keyspace.floor, keyspace.revision
     return _chunks(keyspace, keyspace.pin(floor), revision)
 
@@ -44,11 +47,14 @@ def _chunks(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
 
 def _items(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
     pack = _RECORD.pack
-    for key, record in keyspace.scan_pinned(pin):
-        value, create, mod, version, lease = unpack_record(record)
-        assert value is not None  # scans skip tombstones
-        name = key.encode()
-        yield pack(_LAST, len(name), len(value), create, mod, version, lease) + name + value
+    for run in keyspace.scan_pinned(pin):
+        if not run:
+            yield b""
+        for key, record in run:
+            value, create, mod, version, lease = unpack_record(record)
+            assert value is not None  # scans skip tombstones
+            name = key.encode()
+            yield pack(_LAST, len(name), len(value), create, mod, version, lease) + name + value
     for _, changes in keyspace.changes_pinned(pin, revision):
         last = len(changes) - 1
         for index, (key, record, _) in enumerate(changes):

@@ -208,26 +208,35 @@ class Keyspace:
         pin = self.pin(revision, breakable=True)
         return self._scan(pin, keys or KeyRange(), reverse, sys.maxsize if limit is None else limit)
 
-    def scan_pinned(self, pin: Pin) -> Iterator[tuple[str, Record]]:
-        """As :meth:`scan`, over all keys, under a pin that is there already."""
-        return self._scan(pin, KeyRange(), False, sys.maxsize)
+    def scan_pinned(self, pin: Pin) -> Iterator[list[tuple[str, Record]]]:
+        """As :meth:`scan`, over all keys, under a pin that is there already; in runs, each in well under a millisecond.
+
+        A run may be empty: of all keys that came after the pinned revision there is nothing to tell, but whoever goes
+        on in slices must be able to stop there.
+        """
+        return self._runs(pin, KeyRange(), False, _SCAN_KEYS_MAX)
 
     def _scan(self, pin: Pin, keys: KeyRange, reverse: bool, limit: int) -> Iterator[tuple[str, Record]]:
+        if not limit:
+            return
+        for run in self._runs(pin, keys, reverse, min(limit, _SCAN_KEYS_MIN)):
+            for item in run:
+                if self.physical_floor > pin.revision:
+                    raise self._compacted(pin.revision)
+                yield item
+                limit -= 1
+                if not limit:
+                    return
+
+    def _runs(self, pin: Pin, keys: KeyRange, reverse: bool, block: int) -> Iterator[list[tuple[str, Record]]]:
         revision = pin.revision
         after: str | None = None
-        block = min(limit, _SCAN_KEYS_MIN)
-        more = limit > 0
+        more = True
         while more:
+            if self.physical_floor > revision:
+                raise self._compacted(revision)
             names, more = self._select(keys, revision, after, reverse, block)
-            for name in names:
-                if self.physical_floor > revision:
-                    raise self._compacted(revision)
-                record = self.version_at(name, revision)
-                if record is not None:
-                    yield name, record
-                    limit -= 1
-                    if not limit:
-                        return
+            yield [(name, record) for name in names if (record := self.version_at(name, revision)) is not None]
             after = names[-1] if names else None
             block = min(2 * block, _SCAN_KEYS_MAX)
 
@@ -299,6 +308,11 @@ class Keyspace:
         )
 
     # -- changes -------------------------------------------------------------------------------------------------------
+
+    @property
+    def changed_bytes(self) -> int:
+        """What all changes ever made here have cost in memory, about; it only grows. O(1)."""
+        return self._bytes
 
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key."""

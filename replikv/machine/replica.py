@@ -42,6 +42,8 @@ _REGISTER: Final = int(CommandKind.REGISTER)
 _SEAL: Final = int(CommandKind.SEAL)
 _CLUSTER: Final = int(CommandKind.CLUSTER)
 _NODE_ID_BYTES_MAX: Final = 1024
+_APPLIED_BYTES: Final = 64 * 1024
+"""Of commands and of the changes that they make: about 100 of the smallest, and a millisecond."""
 _FREED_PARTS: Final = 4
 """Parts of a keyspace that was replaced which are freed at a time: about 2 ms, where it had a million keys."""
 
@@ -137,6 +139,21 @@ class Replica:
         apply = self.apply
         return [apply(command) for command in commands]
 
+    def apply_some(self, commands: Sequence[bytes]) -> list[bytes]:
+        """:meth:`apply_many` up to where much was done, but at least one; the results of those that were applied.
+
+        A command may change a thousand keys, and 64 of those take half a second.
+        """
+        apply, keyspace = self.apply, self.keyspace
+        results = []
+        most = keyspace.changed_bytes + _APPLIED_BYTES
+        for command in commands:
+            results.append(apply(command))
+            most -= len(command)
+            if keyspace.changed_bytes > most:
+                break
+        return results
+
     def advance(self, numbers: int) -> None:
         """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
 
@@ -199,10 +216,11 @@ class Replica:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Iterator[bytes]:
+    def snapshot(self, *, breaths: bool = False) -> Iterator[bytes]:
         """Position and all state as of this call, in chunks of a millisecond at most, whatever is applied meanwhile.
 
-        The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held.
+        The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held. ``breaths`` are
+        empty chunks, no part of it, which come when there was no chunk for a millisecond: for who works in slices.
         """
         upgraded = self.governance.versions != Versions(0, 0)
         head = _HEAD.pack(_HEAD_SECTION, _FORMAT if upgraded else _FIRST_FORMAT, self.position, self.custom is not None)
@@ -212,7 +230,8 @@ class Replica:
             sections.insert(2, (_LEASES_SECTION, self.map.leases.snapshot()))
         if self.custom is not None:
             sections.append((_CUSTOM_SECTION, split_chunks(self.custom.snapshot())))
-        return _chunks(head, sections)
+        chunks = _chunks(head, sections)
+        return chunks if breaths else filter(None, chunks)
 
     def restorer(self) -> Restorer:
         """Takes a snapshot chunk by chunk, and changes this replica when it is finished, at once."""
@@ -260,6 +279,9 @@ def _chunks(head: bytes, sections: list[tuple[int, Iterator[bytes]]]) -> Iterato
     for section, chunks in sections:
         prefix = bytes([section])
         for chunk in chunks:
+            if not chunk:
+                yield chunk
+                continue
             yield prefix + chunk
             count += 1
     yield _END.pack(_END_SECTION, count)

@@ -373,7 +373,7 @@ class Driver:
             self.snapshot_wanted = False
             self._log_bytes = self._log_entries = 0
             metadata = SnapshotMetadata(self.applier.index, self.applier.term, self.admission.membership)
-            self.taker.begin(metadata, self.replica.snapshot())
+            self.taker.begin(metadata, self.replica.snapshot(breaths=True))
 
     async def take_snapshot(self, index: int) -> None:
         """Return when there is a durable snapshot at ``index`` or later. Cancelling does not undo it.

@@ -148,7 +148,7 @@ class KeyspaceComparison(RuleBasedStateMachine):
         """Every retained revision can be read; what pins hold can be read below the floor; the rest is refused."""
         for pin in self.pins:
             assert not pin.broken
-            assert self.maps[pin.revision] == dict(self.keyspace.scan_pinned(pin))
+            assert self.maps[pin.revision] == dict(item for run in self.keyspace.scan_pinned(pin) for item in run)
         for revision in range(self.floor, len(self.maps)):
             model = self.maps[revision]
             assert [model.get(key) for key in KEYS] == [self.keyspace.get_at(key, revision) for key in KEYS]

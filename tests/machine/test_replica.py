@@ -298,6 +298,45 @@ def test_a_damaged_snapshot_changes_nothing(damage: str) -> None:
     assert before == target.digest()
 
 
+def test_a_snapshot_breathes_where_it_finds_nothing() -> None:
+    """Ten thousand keys came after the state that it is of: it says nothing of them, but not for long at a time."""
+    replica = Replica()
+    for number in range(300):
+        replica.apply(put(f"a{number:05}", number))
+    expected = list(replica.snapshot())
+    breathing, plain = replica.snapshot(breaths=True), replica.snapshot()
+    for number in range(10_000):
+        replica.apply(put(f"b{number:05}", number))
+    chunks = list(breathing)
+
+    assert expected == list(plain)
+    assert expected == [chunk for chunk in chunks if chunk]
+    assert chunks.count(b"") > 10_000 // 300
+
+
+def test_much_is_applied_in_parts() -> None:
+    """What changes many keys, is large, or replaces what is, ends a part; small commands go on together."""
+    small = [put("a", number) for number in range(60)]
+    updates = [
+        envelope(CommandKind.MAP, commands.encode_update({b"%d/%d" % (number, key): cbor(key) for key in range(300)}))
+        for number in range(3)
+    ]
+    deletes = [envelope(CommandKind.MAP, commands.encode_delete_prefix(b"%d/" % number, 1024)) for number in range(3)]
+    large = [put("a", "." * 100_000)] * 2
+    log = [*small, *updates, *small, *deletes, *large, put("a", 1), put("a", 2)]
+    some, many = Replica(), Replica()
+    parts = []
+    results: list[bytes] = []
+    while len(results) < len(log):
+        parts.append(some.apply_some(log[len(results) :]))
+        results += parts[-1]
+
+    assert many.apply_many(log) == results
+    assert many.digest() == some.digest()
+    assert [61, 1, 1, 61, 1, 1, 1, 1, 1, 1] == [len(part) for part in parts]
+    assert [] == some.apply_some([])
+
+
 def test_what_was_replaced_is_freed_bit_by_bit() -> None:
     """The old map of a replica, and what was built of a snapshot that came to nothing; not under who still reads it."""
     replica = Replica()
