@@ -125,6 +125,9 @@ class Settings:
     """Revisions of the past that can be read and watched from. The leader moves the floor by a command."""
     history_bytes_max: int = 64 * MIB
     """... unless they hold more bytes than this."""
+    history_age_s: float = 86_400.0
+    """... or are older than this. Counted by the leader, while it leads: a new one begins anew, and keeps them longer.
+    A day: watchers that were away for a night go on where they were, if little was changed."""
 
     # -- watches -------------------------------------------------------------------------------------------------------
     watches_max: int = 50_000

@@ -18,6 +18,13 @@ EXPECTED = {
         r"restored: \{'name': 'Bob', 'key': b'\\x00\\xff'\}",
         r"its next revision is 1000000002",
     ],
+    "history.py": [
+        r"tea was 3, and is 4",
+        r"missed: coffee went from 5 to 6",
+        r"the history begins at revision 3",
+        r"CompactedError: revision 1 is no longer held",
+        r"and today is as it was: \{'coffee': 6, 'tea': 4\}",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",

@@ -15,10 +15,17 @@ CHUNK_ITEMS: Final = 128
 
 
 def pack_chunks(items: Iterable[bytes]) -> Iterator[bytes]:
-    """Join items to chunks. The boundaries are part of the bytes: equal states give equal chunks."""
+    """Join items to chunks. The boundaries are part of the bytes: equal states give equal chunks.
+
+    An empty item is none, but comes out as an empty chunk, a *breath*: nothing was found for a while, and whoever asks
+    for chunks in slices can do something else before he goes on.
+    """
     parts: list[bytes] = []
     size = 0
     for item in items:
+        if not item:
+            yield item
+            continue
         parts.append(item)
         size += len(item)
         if size >= CHUNK_BYTES or len(parts) == CHUNK_ITEMS:

@@ -31,7 +31,10 @@ _LAST: Final = 2
 
 
 def keyspace_chunks(keyspace: Keyspace) -> Iterator[bytes]:
-    """The chunks of the keyspace as of this call. Holds a firm pin until the iterator ends or is dropped."""
+    """The chunks of the keyspace as of this call, and breaths: empty ones, that say nothing (see ``pack_chunks``).
+
+    Holds a firm pin until the iterator ends or is dropped.
+    """
     floor, revision = keyspace.floor, keyspace.revision
     return _chunks(keyspace, keyspace.pin(floor), revision)
 
@@ -44,11 +47,14 @@ def _chunks(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
 
 def _items(keyspace: Keyspace, pin: Pin, revision: int) -> Iterator[bytes]:
     pack = _RECORD.pack
-    for key, record in keyspace.scan_pinned(pin):
-        value, create, mod, version, lease = unpack_record(record)
-        assert value is not None  # scans skip tombstones
-        name = key.encode()
-        yield pack(_LAST, len(name), len(value), create, mod, version, lease) + name + value
+    for run in keyspace.scan_pinned(pin):
+        if not run:
+            yield b""
+        for key, record in run:
+            value, create, mod, version, lease = unpack_record(record)
+            assert value is not None  # scans skip tombstones
+            name = key.encode()
+            yield pack(_LAST, len(name), len(value), create, mod, version, lease) + name + value
     for _, changes in keyspace.changes_pinned(pin, revision):
         last = len(changes) - 1
         for index, (key, record, _) in enumerate(changes):
@@ -85,10 +91,16 @@ class KeyspaceRestorer:
             raise InternalError(f"a chunk of the map that no version of replikv writes: {exc}") from exc
 
     def finish(self) -> Keyspace:
-        """The keyspace, complete. Raises InternalError when chunks are missing."""
+        """The keyspace, complete; the restorer is done with it. Raises InternalError when chunks are missing."""
         if self._keyspace is None or self._keyspace.revision != self._revision or self._writes:
             raise InternalError(f"the map in the snapshot ends before revision {self._revision}")
-        return self._keyspace
+        keyspace, self._keyspace = self._keyspace, None
+        return keyspace
+
+    def abandon(self) -> Keyspace | None:
+        """What was built so far, for whoever frees it bit by bit. None after :meth:`finish`."""
+        keyspace, self._keyspace = self._keyspace, None
+        return keyspace
 
     def _read(self, keyspace: Keyspace, chunk: bytes) -> None:
         unpack, head_size, end = _RECORD.unpack_from, _RECORD.size, len(chunk)

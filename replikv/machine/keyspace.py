@@ -2,7 +2,8 @@
 
 Revisions are consecutive above the floor; the empty map is at revision 0. Nothing that Python's garbage collector
 tracks is kept per key: the dicts that grow with the map hold atoms only, so it passes them by (a million tuples cost
-200 ms a collection).
+200 ms a collection). And nothing that grows with the map is one object: a dict of a million entries takes 100 ms when
+it has to grow, and as long when it is freed. So keys are spread over *shards* by their hash.
 
 Two floors. The *logical* one is moved by a command, so every replica refuses the same reads. Memory is freed up to
 the *physical* one, later and bit by bit, and never past a pin. Nothing a command computes depends on the physical
@@ -14,14 +15,15 @@ from __future__ import annotations
 import bisect
 import struct
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, KeysView
 from typing import Any, Final, TypeAlias, cast
 
-from sortedcontainers import SortedList
-
 from replikv.errors import CompactedError, InternalError
+from replikv.machine.pin import Pin
 from replikv.machine.ranges import KeyRange
-from replikv.machine.record import HEAD, LIVE, Record, is_live, lease_of, mod_revision_of, pack_record
+from replikv.machine.record import HEAD, LIVE, Record, digest_of, is_live, lease_of, mod_revision_of, pack_record
+from replikv.machine.sorted_keys import SortedKeys
 
 __all__ = ["Change", "Changes", "Keyspace", "Pin", "Write"]
 
@@ -37,50 +39,31 @@ CHANGE_BYTES: Final = 350
 slots of two dicts, integers. Measured with tracemalloc on CPython 3.11 (325), and a little for what the allocator
 loses."""
 
-KEY_BYTES: Final = 300
-"""What a key costs in memory beside itself and its value."""
+KEY_BYTES: Final = 200
+"""What a key costs in memory beside the characters of itself and its value: the heads of a str, of a bytes and of a
+record, slots of a dict and of a block. tracemalloc says 146 with CPython 3.11, a process with a million keys 189 each.
+What commands compute depends on it: every peer must count alike, so it is as fixed as a layout."""
 
 _TRIM_CHANGES: Final = 4
 """Changes trimmed per command beside twice its own: more than are made, so the physical floor always catches up."""
+
+_SHARDS: Final = 256
+"""Dicts that records are spread over: of 4,000 entries each, with a million keys."""
+_SHARD: Final = sys.hash_info.width - 8
+"""``hash(key) >> _SHARD`` is an index, if a negative one, into a list of so many. By the upper bits of the hash: dicts
+look at the lower ones, and would all but collide where those are alike. Where a key is decides nothing."""
 
 _SCAN_KEYS_MIN: Final = 16
 _SCAN_KEYS_MAX: Final = 256
 """Keys that a scan looks up at a time; it starts small, since most readers want few."""
 
+_DIGEST_MASK: Final = (1 << 64) - 1
+_crc32: Final = zlib.crc32
 _pack_head: Final = HEAD.pack
 _unpack_head: Final = HEAD.unpack_from
 _HEAD_BYTES: Final = HEAD.size
 _pack_place: Final = struct.Struct("=QQ").pack
 _PLACE_BYTES: Final = 16
-
-
-class Pin:
-    """Keeps a revision readable, though the logical floor may pass it. Released when it is dropped, at the latest.
-
-    A breakable one (an iterator's) is broken when it holds too many bytes; a firm one (a snapshot's) never.
-    """
-
-    __slots__ = ("_keyspace", "_released", "breakable", "revision")
-
-    def __init__(self, keyspace: Keyspace, revision: int, breakable: bool) -> None:
-        self._keyspace = keyspace
-        self._released = False
-        self.revision = revision
-        self.breakable = breakable
-
-    @property
-    def broken(self) -> bool:
-        """Whether what was pinned is gone."""
-        return self._keyspace.physical_floor > self.revision
-
-    def release(self) -> None:
-        """Let the revision go. Does nothing the second time."""
-        if not self._released:
-            self._released = True
-            self._keyspace._unpin(self)
-
-    def __del__(self) -> None:
-        self.release()
 
 
 class Keyspace:
@@ -98,18 +81,20 @@ class Keyspace:
         self.physical_floor = revision
         """Changes above it are in memory. At most ``floor``, and at most the oldest pin."""
         self.pinned_bytes_max = pinned_bytes_max
-        self._records: dict[str, Record] = {}
+        self._records: list[dict[str, Record]] = [{} for _ in range(_SHARDS)]
         """The newest record of each key; a tombstone only while its revision is above the physical floor."""
         self._places: dict[str, bytearray] = {}
         """Where in the log the changes of a key are: (revision, index of the replaced record in its entry), ascending,
         two words of eight bytes each. Exactly the keys that were changed above the physical floor. Packed: a bytearray
         is not tracked by the garbage collector, and gives up its first bytes in O(1)."""
-        self._live: SortedList[str] = SortedList()
+        self._live = SortedKeys()
         """The keys of ``_records`` whose record is live."""
-        self._dead: SortedList[str] = SortedList()
+        self._dead = SortedKeys()
         """The keys of ``_records`` whose record is a tombstone: scans of the past need their order too."""
         self.state_bytes = 0
         """What the keys that are there cost in memory, about: themselves, their values, ``KEY_BYTES`` each."""
+        self._digest = 0
+        """The sum of :func:`digest_of` over all keys that are there."""
         self._attached: dict[int, set[str]] = {}
         """lease -> the keys whose newest record names it. No empty sets, and not for lease 0."""
         self._log: dict[int, tuple[Any, ...]] = {}
@@ -124,6 +109,8 @@ class Keyspace:
         self._firm_pins: dict[int, int] = {}
         self._breakable_pins: dict[int, int] = {}
         """revision -> how many pins hold it."""
+        self._shards_freed = 0
+        """How many shards :meth:`free` has freed."""
         self._target = revision
         """What the physical floor may rise to: min(floor, the oldest pin)."""
 
@@ -134,18 +121,26 @@ class Keyspace:
         return len(self._live)
 
     def __contains__(self, key: object) -> bool:
-        record = self._records.get(key)  # type: ignore[call-overload]  # whatever is no str is in no dict of str
+        record = self._records[hash(key) >> _SHARD].get(key)  # type: ignore[call-overload]  # no str is no key
         return record is not None and record[LIVE] == 1
 
     def get(self, key: str) -> Record | None:
         """The record of a key, None if there is none. O(1)."""
-        record = self._records.get(key)
+        record = self._records[hash(key) >> _SHARD].get(key)
         return None if record is None or not record[LIVE] else record
 
     def get_value(self, key: str) -> bytes | None:
         """The encoded value of a key, None if there is none. O(1)."""
-        record = self._records.get(key)
+        record = self._records[hash(key) >> _SHARD].get(key)
         return record[_HEAD_BYTES:] if record is not None and record[LIVE] else None
+
+    @property
+    def digest_sum(self) -> int:
+        """A number that tells states apart, mod 2**64: a function of the keys that are there and their records. O(1).
+
+        Replicas that have applied equally much and differ in it differ; of those that differ, all but one in 2**32 do.
+        """
+        return self._digest & _DIGEST_MASK
 
     def count(self, keys: KeyRange) -> int:
         """How many keys of the range there are. O(log n)."""
@@ -194,7 +189,7 @@ class Keyspace:
 
     def version_at(self, key: str, revision: int) -> Record | None:
         """:meth:`get_at` for who holds a pin: right down to the physical floor, unchecked."""
-        record = self._records.get(key)
+        record = self._records[hash(key) >> _SHARD].get(key)
         if record is None:
             return None
         if mod_revision_of(record) > revision:
@@ -219,26 +214,35 @@ class Keyspace:
         pin = self.pin(revision, breakable=True)
         return self._scan(pin, keys or KeyRange(), reverse, sys.maxsize if limit is None else limit)
 
-    def scan_pinned(self, pin: Pin) -> Iterator[tuple[str, Record]]:
-        """As :meth:`scan`, over all keys, under a pin that is there already."""
-        return self._scan(pin, KeyRange(), False, sys.maxsize)
+    def scan_pinned(self, pin: Pin) -> Iterator[list[tuple[str, Record]]]:
+        """As :meth:`scan`, over all keys, under a pin that is there already; in runs, each in well under a millisecond.
+
+        A run may be empty: of all keys that came after the pinned revision there is nothing to tell, but whoever goes
+        on in slices must be able to stop there.
+        """
+        return self._runs(pin, KeyRange(), False, _SCAN_KEYS_MAX)
 
     def _scan(self, pin: Pin, keys: KeyRange, reverse: bool, limit: int) -> Iterator[tuple[str, Record]]:
+        if not limit:
+            return
+        for run in self._runs(pin, keys, reverse, min(limit, _SCAN_KEYS_MIN)):
+            for item in run:
+                if self.physical_floor > pin.revision:
+                    raise self._compacted(pin.revision)
+                yield item
+                limit -= 1
+                if not limit:
+                    return
+
+    def _runs(self, pin: Pin, keys: KeyRange, reverse: bool, block: int) -> Iterator[list[tuple[str, Record]]]:
         revision = pin.revision
         after: str | None = None
-        block = min(limit, _SCAN_KEYS_MIN)
-        more = limit > 0
+        more = True
         while more:
+            if self.physical_floor > revision:
+                raise self._compacted(revision)
             names, more = self._select(keys, revision, after, reverse, block)
-            for name in names:
-                if self.physical_floor > revision:
-                    raise self._compacted(revision)
-                record = self.version_at(name, revision)
-                if record is not None:
-                    yield name, record
-                    limit -= 1
-                    if not limit:
-                        return
+            yield [(name, record) for name in names if (record := self.version_at(name, revision)) is not None]
             after = names[-1] if names else None
             block = min(2 * block, _SCAN_KEYS_MAX)
 
@@ -284,28 +288,56 @@ class Keyspace:
                 yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
 
     def unchanged_since(self, keys: KeyRange, revision: int) -> bool:
-        """Whether no key of the range was put or deleted after a revision. O(changes since).
+        """Whether surely no key of the range was put or deleted after a revision. Below the floor: never sure.
 
-        False below the logical floor, where nobody knows. A function of the logical state: commands may ask.
+        O(the changes since, or the keys of the range, whichever are fewer), beside O(log n). The answer is a function
+        of the logical state: commands may depend on it.
         """
         if revision < self.floor:
             return False
+        count = keys.count(self._live) + keys.count(self._dead)
+        start, stop = keys.start, keys.stop
+        log = self._log
+        for changed in range(revision + 1, self.revision + 1):
+            entry = log[changed]
+            count -= len(entry) // 3
+            if count < 0:
+                break
+            for key in entry[1::3]:
+                if start <= key and (stop is None or key < stop):
+                    return False
+        else:
+            return True
+        # The log is longer than the range. A key that was deleted since is among the dead: those are kept down to the
+        # physical floor, and older ones change nothing.
+        records = self._records
         return not any(
-            key in keys for later in range(revision + 1, self.revision + 1) for key in self._log[later][1::3]
+            mod_revision_of(records[hash(key) >> _SHARD][key]) > revision
+            for names in (self._live, self._dead)
+            for key in keys.select(names, len(names))
         )
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
+    @property
+    def changed_bytes(self) -> int:
+        """What all changes ever made here have cost in memory, about; it only grows. O(1)."""
+        return self._bytes
+
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key."""
-        previous = self._records.get(key)
+        records = self._records[hash(key) >> _SHARD]
+        previous = records.get(key)
         if previous is None or not previous[LIVE]:
             return self.commit(((key, value, lease),))
         revision = self.revision + 1
         created, _, version, attached, _ = _unpack_head(previous)
         record = cast("Record", _pack_head(created, revision, version + 1, lease, 1) + value)
-        self._records[key] = record
+        records[key] = record
         self.state_bytes += len(record) - len(previous)
+        seed = _crc32(key.encode())
+        new, old = _crc32(record, seed), _crc32(previous, seed)
+        self._digest += (new + old) * (new - old)  # the difference of their digest_of
         if attached != lease:
             self._move(key, attached, lease)
         places = self._places.get(key)
@@ -326,9 +358,10 @@ class Keyspace:
         Deletes of what is not there are left out; when nothing is left, no revision is taken.
         """
         revision = self.revision + 1
-        records, places = self._records, self._places
+        places = self._places
         changes: list[str | Record | None] = []
         for key, value, lease in writes:
+            records = self._records[hash(key) >> _SHARD]
             replaced = records.get(key)
             previous = replaced if replaced is not None and is_live(replaced) else None
             if value is not None:
@@ -356,6 +389,10 @@ class Keyspace:
                 self._live.remove(key)
                 self._dead.add(key)
             records[key] = record
+            if value is not None:
+                self._digest += digest_of(key, record)
+            if previous is not None:
+                self._digest -= digest_of(key, previous)
             places.setdefault(key, bytearray()).extend(_pack_place(revision, len(changes) + 3))
             self._bytes += CHANGE_BYTES + len(key) + (len(previous) - _HEAD_BYTES if previous is not None else 0)
             changes += (key, record, previous)
@@ -369,10 +406,12 @@ class Keyspace:
 
     def load(self, key: str, record: Record) -> None:
         """Add a record as of ``revision`` while a keyspace is built from a snapshot: no change, no history."""
-        if key in self._records or not is_live(record) or mod_revision_of(record) > self.revision or self._log:
+        records = self._records[hash(key) >> _SHARD]
+        if key in records or not is_live(record) or mod_revision_of(record) > self.revision or self._log:
             raise InternalError(f"the snapshot has a record of {key!r} that cannot stand at revision {self.revision}")
-        self._records[key] = record
+        records[key] = record
         self._live.add(key)
+        self._digest += digest_of(key, record)
         self.state_bytes += KEY_BYTES + len(key) + len(record) - _HEAD_BYTES
         if lease := lease_of(record):
             self._move(key, 0, lease)
@@ -468,12 +507,31 @@ class Keyspace:
                     del places[key]
                 else:
                     del own[:_PLACE_BYTES]
-                if not record[LIVE] and self._records.get(key) is record:
-                    del self._records[key]
-                    self._dead.remove(key)
+                if not record[LIVE]:
+                    records = self._records[hash(key) >> _SHARD]
+                    if records.get(key) is record:
+                        del records[key]
+                        self._dead.remove(key)
             self._trimmed_bytes = entry[0]
         self.physical_floor = revision
         return revision < self._target
+
+    def free(self, changes_max: int) -> bool:
+        """Free a part of a keyspace that nobody needs any more; whether there is something left. About a millisecond.
+
+        All at once takes a tenth of a second per million keys. While something is pinned, nothing is freed: call it
+        again. The keyspace is empty afterwards, and of no other use.
+        """
+        if self._firm_pins or self._breakable_pins:
+            return True
+        self.compact(self.revision)
+        if self.trim(changes_max):
+            return True
+        if self._shards_freed < _SHARDS:
+            self._records[self._shards_freed] = {}
+            self._shards_freed += 1
+            return True
+        return self._live.free()
 
     def _bytes_at(self, revision: int) -> int:
         return self._log[revision][0] if revision > self.physical_floor else self._trimmed_bytes
@@ -490,7 +548,8 @@ class Keyspace:
         ]:
             del self._breakable_pins[revision]
 
-    def _unpin(self, pin: Pin) -> None:
+    def unpin(self, pin: Pin) -> None:
+        """What releasing a pin does."""
         pins = self._breakable_pins if pin.breakable else self._firm_pins
         count = pins.get(pin.revision, 0)
         if count > 1:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 from sortedcontainers import SortedList
 
+from replikv.machine.sorted_keys import SortedKeys
+
 __all__ = ["KeyRange"]
 
 _LAST_CODE_POINT = 0x10FFFF
@@ -31,9 +33,7 @@ class KeyRange:
     def __contains__(self, key: str) -> bool:
         return self.start <= key and (self.stop is None or key < self.stop)
 
-    def select(
-        self, keys: SortedList[str], limit: int, *, after: str | None = None, reverse: bool = False
-    ) -> list[str]:
+    def select(self, keys: SortedKeys, limit: int, *, after: str | None = None, reverse: bool = False) -> list[str]:
         """The first ``limit`` keys of the range, or its last if ``reverse``, behind the key ``after``. O(log n)."""
         found: Iterator[str]
         if after is None:
@@ -44,12 +44,12 @@ class KeyRange:
             found = keys.irange(after, self.stop, (False, False))
         return list(itertools.islice(found, limit))
 
-    def iterate(self, keys: SortedList[str]) -> Iterator[str]:
+    def iterate(self, keys: SortedKeys | SortedList[str]) -> Iterator[str]:
         """The keys of the range in order, while nothing is changed. O(log n) to begin, O(1) per key."""
         return keys.irange(self.start, self.stop, (True, False))
 
-    def count(self, keys: SortedList[str]) -> int:
-        """How many keys are in the range. O(log n)."""
+    def count(self, keys: SortedKeys) -> int:
+        """How many keys are in the range. O(log n), nearly: see :meth:`SortedKeys.bisect_left`."""
         end = len(keys) if self.stop is None else keys.bisect_left(self.stop)
         return max(0, end - keys.bisect_left(self.start))
 

@@ -42,6 +42,10 @@ _REGISTER: Final = int(CommandKind.REGISTER)
 _SEAL: Final = int(CommandKind.SEAL)
 _CLUSTER: Final = int(CommandKind.CLUSTER)
 _NODE_ID_BYTES_MAX: Final = 1024
+_APPLIED_BYTES: Final = 64 * 1024
+"""Of commands and of the changes that they make: about 100 of the smallest, and a millisecond."""
+_FREED_PARTS: Final = 4
+"""Parts of a keyspace that was replaced which are freed at a time: about 2 ms, where it had a million keys."""
 
 # The first byte of a chunk says whose it is.
 _HEAD_SECTION: Final = 1
@@ -86,6 +90,8 @@ class Replica:
         self.governance = Governance()
         self.map = KeyValue(self.governance)
         self.custom = custom
+        self._replaced: list[Keyspace] = []
+        """What :meth:`trim` is to free: keyspaces that were replaced, or given up before they were complete."""
         self._execute_map = self.map.execute
 
     @property
@@ -132,6 +138,21 @@ class Replica:
         """Apply the commands in order; their results."""
         apply = self.apply
         return [apply(command) for command in commands]
+
+    def apply_some(self, commands: Sequence[bytes]) -> list[bytes]:
+        """:meth:`apply_many` up to where much was done, but at least one; the results of those that were applied.
+
+        A command may change a thousand keys, and 64 of those take half a second.
+        """
+        apply, keyspace = self.apply, self.keyspace
+        results = []
+        most = keyspace.changed_bytes + _APPLIED_BYTES
+        for command in commands:
+            results.append(apply(command))
+            most -= len(command)
+            if keyspace.changed_bytes > most:
+                break
+        return results
 
     def advance(self, numbers: int) -> None:
         """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
@@ -195,10 +216,11 @@ class Replica:
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> Iterator[bytes]:
+    def snapshot(self, *, breaths: bool = False) -> Iterator[bytes]:
         """Position and all state as of this call, in chunks of a millisecond at most, whatever is applied meanwhile.
 
-        The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held.
+        The boundaries of the chunks are part of it. Dropping the iterator half-way frees what it held. ``breaths`` are
+        empty chunks, no part of it, which come when there was no chunk for a millisecond: for who works in slices.
         """
         upgraded = self.governance.versions != Versions(0, 0)
         head = _HEAD.pack(_HEAD_SECTION, _FORMAT if upgraded else _FIRST_FORMAT, self.position, self.custom is not None)
@@ -208,7 +230,8 @@ class Replica:
             sections.insert(2, (_LEASES_SECTION, self.map.leases.snapshot()))
         if self.custom is not None:
             sections.append((_CUSTOM_SECTION, split_chunks(self.custom.snapshot())))
-        return _chunks(head, sections)
+        chunks = _chunks(head, sections)
+        return chunks if breaths else filter(None, chunks)
 
     def restorer(self) -> Restorer:
         """Takes a snapshot chunk by chunk, and changes this replica when it is finished, at once."""
@@ -220,6 +243,22 @@ class Replica:
         for chunk in chunks:
             restorer.feed(chunk)
         restorer.finish()
+
+    def discard(self, keyspace: Keyspace) -> None:
+        """Have :meth:`trim` free a keyspace: a million keys that are freed at once are a pause."""
+        self._replaced.append(keyspace)
+
+    def trim(self, changes_max: int) -> None:
+        """Free memory that nobody can reach any more: up to about so many changes, or some thousand keys.
+
+        Call it every now and then. It changes nothing that can be seen.
+        """
+        self.keyspace.trim(changes_max)
+        for keyspace in list(self._replaced):
+            for _ in range(_FREED_PARTS):
+                if not keyspace.free(changes_max):
+                    self._replaced.remove(keyspace)
+                    break
 
     def digest(self) -> bytes:
         """SHA-256 of the snapshot: equal on any two replicas at the same position. Takes as long as a snapshot."""
@@ -240,6 +279,9 @@ def _chunks(head: bytes, sections: list[tuple[int, Iterator[bytes]]]) -> Iterato
     for section, chunks in sections:
         prefix = bytes([section])
         for chunk in chunks:
+            if not chunk:
+                yield chunk
+                continue
             yield prefix + chunk
             count += 1
     yield _END.pack(_END_SECTION, count)
@@ -248,8 +290,9 @@ def _chunks(head: bytes, sections: list[tuple[int, Iterator[bytes]]]) -> Iterato
 class Restorer:
     """Builds the state of a snapshot aside, one chunk at a time, each in under a millisecond.
 
-    ``finish`` swaps it in; a restorer that is dropped before has changed nothing. The chunks of a custom machine are
-    kept until then, since only the machine can read them: its ``restore`` is called by ``finish``.
+    ``finish`` swaps it in; a restorer that is dropped before has changed nothing; ``abandon`` frees what it had built
+    bit by bit. The chunks of a custom machine are kept until then, since only the machine can read them: its
+    ``restore`` is called by ``finish``.
     """
 
     def __init__(self, replica: Replica) -> None:
@@ -313,9 +356,16 @@ class Restorer:
         if self._has_custom and replica.custom is not None:
             replica.custom.activate(self._governance.versions.machine)
             replica.custom.restore(iter(self._custom))
+        replica.discard(replica.keyspace)
         replica.sessions, replica.map.keyspace, replica.position = sessions, keyspace, self._position
         replica.map.leases = leases
         replica.governance = replica.map.governance = self._governance
+
+    def abandon(self) -> None:
+        """Nothing will come of it: have the replica free what was built so far. Does nothing after ``finish``."""
+        keyspace = self._map.abandon()
+        if keyspace is not None:
+            self._replica.discard(keyspace)
 
     def _check_known(self) -> None:
         custom = self._replica.custom

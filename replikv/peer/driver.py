@@ -251,7 +251,7 @@ class Driver:
             self.steward.tick(self.ticks)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
-        self.replica.keyspace.trim(TRIMMED_PER_TICK)
+        self.replica.trim(TRIMMED_PER_TICK)
 
     def _note_route(self) -> None:
         raft = self.node.raft
@@ -373,7 +373,7 @@ class Driver:
             self.snapshot_wanted = False
             self._log_bytes = self._log_entries = 0
             metadata = SnapshotMetadata(self.applier.index, self.applier.term, self.admission.membership)
-            self.taker.begin(metadata, self.replica.snapshot())
+            self.taker.begin(metadata, self.replica.snapshot(breaths=True))
 
     async def take_snapshot(self, index: int) -> None:
         """Return when there is a durable snapshot at ``index`` or later. Cancelling does not undo it.

@@ -15,6 +15,7 @@ from replikv.machine.commands import encode_compact
 from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.governance import KNOWN_VERSION, Versions, encode_upgrade
 from replikv.machine.replica import Replica
+from replikv.peer.compactor import Compactor
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import Forwarded, Refusal, encode_forwarded, encode_refusal
 from replikv.raft.entries import NO_NODE
@@ -67,13 +68,14 @@ class Handover:
         self._hold_until_ticks = 0
         # Whether an UPGRADE was proposed in this leadership.
         self._upgrade_proposed = False
-        # The history floor that was proposed last.
-        self._floor_proposed = 0
+        self._compactor = Compactor(settings)
         self._log = structlog.get_logger(component="handover").bind(node=node.raft.id)
 
     def tick(self, ticks: int) -> None:
         """Time has passed."""
         self._ticks = ticks
+        if self._node.raft.role is Role.LEADER:
+            self._compactor.tick(ticks, self._replica.keyspace.revision)
         overdue = ticks - 2 * self._settings.election_ticks
         for batch in [number for number, (handed_ticks, _) in self._outstanding.items() if handed_ticks < overdue]:
             del self._outstanding[batch]
@@ -85,7 +87,7 @@ class Handover:
     def begin_anew(self) -> None:
         """Leader or term have changed."""
         self._upgrade_proposed = False
-        self._floor_proposed = 0
+        self._compactor.begin_anew()
         self._hold_until_ticks = 0
 
     def forget_forwarded(self) -> None:
@@ -196,25 +198,9 @@ class Handover:
         return Batch(pack_commands([Envelope(CommandKind.CLUSTER, 0, 0, 0, upgrade).encode()]), dropped)
 
     def _floor_command(self) -> Batch | None:
-        """The leader's command that moves the history floor, when the history has grown past its limits.
-
-        It is harmless when repeated, and so needs no session.
-        """
-        keyspace = self._replica.keyspace
-        settings = self._settings
-        # A tenth of slack: one command for many revisions.
-        slack = settings.history_revisions // 10
-        revisions = keyspace.revision - max(keyspace.floor, self._floor_proposed)
-        if revisions <= settings.history_revisions + slack and keyspace.history_bytes <= settings.history_bytes_max:
+        """The leader's command that moves the history floor. It is harmless when repeated, and so needs no session."""
+        floor = self._compactor.floor(self._replica.keyspace)
+        if floor is None:
             return None
-        bytes_max = settings.history_bytes_max
-        floor = keyspace.floor_for(revisions_max=settings.history_revisions, bytes_max=bytes_max - bytes_max // 10)
-        if floor <= max(keyspace.floor, self._floor_proposed):
-            return None
-        self._floor_proposed = floor
         command = Envelope(CommandKind.MAP, 0, 0, 0, encode_compact(floor)).encode()
-
-        def dropped() -> None:
-            self._floor_proposed = 0
-
-        return Batch(pack_commands([command]), dropped)
+        return Batch(pack_commands([command]), self._compactor.dropped)

@@ -34,7 +34,7 @@ class Reception:
     def __init__(self, storage: Storage, metadata: SnapshotMetadata, restorer: Restorer | None) -> None:
         self.metadata = metadata
         self.restorer = restorer
-        """Builds the state aside; None where there is no replica yet."""
+        """Builds the state aside; None where there is no replica yet, and once the state is somebody else's."""
         self.term = 0
         """In which the last sender sends."""
         self.chunks = 0
@@ -69,7 +69,9 @@ class Reception:
         await blocking(self._storage, self._writer.commit)
 
     def abort(self) -> None:
-        """Throw it away. Does nothing after ``commit``."""
+        """Throw it away. After ``commit`` the file stays."""
+        if self.restorer is not None:
+            self.restorer.abandon()
         if self._writer is not None:
             self._writer.abort()
 

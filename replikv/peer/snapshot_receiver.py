@@ -218,12 +218,12 @@ class SnapshotReceiver:
 
     async def _finish(self, offer: _Offer, reception: Reception) -> None:
         await reception.commit()
-        assert reception.restorer is not None
-        received = ReceivedSnapshot(
-            offer.node_id, offer.header.term, reception.metadata, reception.restorer, trio.Event()
-        )
+        restorer, reception.restorer = reception.restorer, None  # the driver's from now on
+        assert restorer is not None
+        received = ReceivedSnapshot(offer.node_id, offer.header.term, reception.metadata, restorer, trio.Event())
         self._install(received)
         await received.done.wait()
+        restorer.abandon()  # in case that it was not needed
         self._drop()
         offer.answer = GO
 

@@ -34,10 +34,11 @@ async def chunks_in_slices(chunks: Iterator[bytes]) -> list[bytes]:
     size = 0
     slice_end = trio.current_time() + SLICE_S
     for chunk in chunks:
-        taken.append(chunk)
-        size += len(chunk)
-        if size >= WRITE_BYTES:
-            break
+        if chunk:  # an empty one is a breath
+            taken.append(chunk)
+            size += len(chunk)
+            if size >= WRITE_BYTES:
+                break
         if trio.current_time() >= slice_end:
             await trio.lowlevel.checkpoint()
             slice_end = trio.current_time() + SLICE_S

@@ -308,6 +308,18 @@ class Store(Watching):
             record = self._keyspace().get_at(key, revision)
         return default if record is None else decode_value(value_of(record))
 
+    async def compact(self, revision: int) -> int:
+        """Forget the history below a revision, on every peer; where it begins now: there, or later already.
+
+        Rarely needed: the leader keeps the history to ``settings.history_revisions``, ``history_bytes_max`` and
+        ``history_age_s``. Reads of the revision itself, and changes since it, are still to be had; of earlier ones,
+        CompactedError. The present loses nothing, iterators that are under way go on, and so do watches that keep up.
+        It concerns the whole map, also when called on a scope. ConfigurationError for a revision that nobody has made
+        yet.
+        """
+        await self._reach(check_count("revision", revision, 0))
+        return commands.decode_compact_result(await self._run(commands.encode_compact(revision)))
+
     async def barrier(self) -> None:
         """Return when this replica has everything that was committed anywhere before the call.
 

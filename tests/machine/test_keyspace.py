@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,9 +14,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from replikv.errors import CompactedError, InternalError
 from replikv.machine.history import KeyspaceRestorer, keyspace_chunks
-from replikv.machine.keyspace import CHANGE_BYTES, Keyspace, Pin, Write
+from replikv.machine.keyspace import CHANGE_BYTES, Keyspace, Write
+from replikv.machine.pin import Pin
 from replikv.machine.ranges import KeyRange
-from replikv.machine.record import Record, is_live, mod_revision_of, pack_record, unpack_record, value_of
+from replikv.machine.record import Record, digest_of, is_live, mod_revision_of, pack_record, unpack_record, value_of
 
 KEYS = ["", "a", "a/", "a/b", "a/c", "a0", "b", "ä", "\U0010ffff", "\U0010ffff\U0010ffff"]
 keys = st.sampled_from(KEYS)
@@ -23,6 +26,11 @@ ranges = st.builds(
     KeyRange, start=keys, stop=st.none() | keys, prefix=st.sampled_from(["", "a", "a/", "\U0010ffff", "zz"])
 )
 Model = dict[str, Record]
+
+
+def records_of(keyspace: Keyspace) -> dict[str, Record]:
+    """All shards in one."""
+    return {key: record for shard in keyspace._records for key, record in shard.items()}
 
 
 def in_range(model: Model, wanted: KeyRange, reverse: bool = False) -> list[tuple[str, Record]]:
@@ -115,6 +123,16 @@ class KeyspaceComparison(RuleBasedStateMachine):
         if len(found) < count:
             del self.scans[index]
 
+    @rule()
+    def restore(self) -> None:
+        """A snapshot holds the same present, and the digest is a function of that."""
+        one = restored(self.keyspace)
+        assert (self.keyspace.revision, self.keyspace.floor) == (one.revision, one.floor)
+        assert (self.keyspace.digest_sum, self.keyspace.state_bytes) == (one.digest_sum, one.state_bytes)
+        for wanted in (KeyRange(), KeyRange(prefix="a/"), KeyRange("b")):
+            for revision in range(self.floor, one.revision + 1):
+                assert self.keyspace.unchanged_since(wanted, revision) == one.unchanged_since(wanted, revision)
+
     @invariant()
     def the_present_is_the_model(self) -> None:
         """All keys, in order; length; membership."""
@@ -130,7 +148,7 @@ class KeyspaceComparison(RuleBasedStateMachine):
         """Every retained revision can be read; what pins hold can be read below the floor; the rest is refused."""
         for pin in self.pins:
             assert not pin.broken
-            assert self.maps[pin.revision] == dict(self.keyspace.scan_pinned(pin))
+            assert self.maps[pin.revision] == dict(item for run in self.keyspace.scan_pinned(pin) for item in run)
         for revision in range(self.floor, len(self.maps)):
             model = self.maps[revision]
             assert [model.get(key) for key in KEYS] == [self.keyspace.get_at(key, revision) for key in KEYS]
@@ -142,6 +160,14 @@ class KeyspaceComparison(RuleBasedStateMachine):
             with pytest.raises(CompactedError):
                 self.keyspace.changes_since(self.floor - 1)
 
+    @rule(data=st.data(), wanted=ranges)
+    def unchanged(self, data: st.DataObject, wanted: KeyRange) -> None:
+        """Whether a range was changed since any revision, whatever is pinned or not trimmed yet."""
+        revision = data.draw(st.integers(0, len(self.maps)))
+        since = [key for changes in self.changes[revision + 1 :] for key, _, _ in changes]
+        expected = revision >= self.floor and not any(key in wanted for key in since)
+        assert expected == self.keyspace.unchanged_since(wanted, revision)
+
     @invariant()
     def the_books_are_right(self) -> None:
         """Floors are ordered, bytes add up, and nothing is kept for longer than somebody can read it."""
@@ -151,9 +177,10 @@ class KeyspaceComparison(RuleBasedStateMachine):
         assert sum(CHANGE_BYTES + len(key) + len(value_of(old) if old else b"") for key, _, old in retained) == (
             keyspace.history_bytes
         )
+        assert sum(digest_of(key, record) for key, record in self.maps[-1].items()) % 2**64 == keyspace.digest_sum
         if keyspace.physical_floor == keyspace.revision:
             assert (0, {}) == (keyspace.pinned_bytes, keyspace._places)
-            assert all(is_live(record) for record in keyspace._records.values())
+            assert all(is_live(record) for record in records_of(keyspace).values())
 
 
 KeyspaceComparison.TestCase.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -226,6 +253,25 @@ def test_a_slow_reader_of_changes_is_told() -> None:
 
     with pytest.raises(CompactedError):
         next(changes)
+
+
+@pytest.mark.parametrize("wanted", [KeyRange("k00100", "k00103"), KeyRange("k00100"), KeyRange(prefix="none/")])
+def test_both_ways_to_see_a_change_agree(wanted: KeyRange) -> None:
+    """Be the log the shorter way or the records, be it a put, a delete, or both: only changes of the range count."""
+    keyspace = filled(200)
+    before = keyspace.revision
+    keyspace.put("k00099", b"w")
+    assert keyspace.unchanged_since(wanted, before)
+    for key, value in [("k00101", b"w"), ("k00102", None), ("none/1", b"v"), ("none/1", None)]:
+        last = keyspace.commit([(key, value, 0), ("k00000", b"w", 0)])
+        for noise in (0, 1, 300):  # so that the log is the shorter way at first, and the longer one in the end
+            for _ in range(noise):
+                keyspace.put("k00000", b"x")
+            assert (key not in wanted) == keyspace.unchanged_since(wanted, last - 1)
+            assert keyspace.unchanged_since(wanted, last)
+            keyspace.compact(last - 1)
+        keyspace.compact(keyspace.revision)
+        assert not keyspace.unchanged_since(wanted, keyspace.revision - 1)  # below the floor
 
 
 def test_the_future_is_an_error_of_its_own() -> None:
@@ -301,6 +347,68 @@ def grown(count: int) -> Keyspace:
     return keyspace
 
 
+def test_the_digest_is_of_the_present_alone() -> None:
+    """It is the same however a state came about, and another one as soon as anything is."""
+    keyspace = Keyspace()
+    assert 0 == keyspace.digest_sum
+    keyspace.put("a", b"1")
+    keyspace.put("b", b"2")
+    found = {keyspace.digest_sum}
+    for writes in ([("a", b"2", 0)], [("a", b"2", 0)], [("a", b"2", 5)], [("c", b"1", 0)], [("a", None, 0)]):
+        keyspace.commit(writes)
+        found.add(keyspace.digest_sum)
+    assert 6 == len(found)
+
+    exchanged = Keyspace()
+    exchanged.commit([("a", b"2", 0), ("b", b"1", 0)])
+    straight = Keyspace()
+    straight.commit([("a", b"1", 0), ("b", b"2", 0)])
+    assert exchanged.digest_sum != straight.digest_sum
+    again = Keyspace()
+    again.commit([("b", b"2", 0), ("a", b"1", 0)])
+    assert straight.digest_sum == again.digest_sum
+    again.commit([("a", None, 0), ("b", None, 0)])
+    assert 0 == again.digest_sum
+
+
+def test_the_digest_is_the_same_on_every_machine() -> None:
+    """Records are of one byte order, and no seed of the process is in it."""
+    keyspace = Keyspace()
+    keyspace.put("ä", b"1", 3)
+    keyspace.put("b", b"2")
+
+    crcs = [
+        zlib.crc32("ä".encode() + struct.pack("<QQQQB", 1, 1, 1, 3, 1) + b"1"),
+        zlib.crc32(b"b" + struct.pack("<QQQQB", 2, 2, 1, 0, 1) + b"2"),
+    ]
+    assert sum(crc * crc for crc in crcs) % 2**64 == keyspace.digest_sum
+
+
+def test_a_keyspace_is_freed_bit_by_bit() -> None:
+    """Once nobody reads it: then everything goes, a part at a time."""
+    keyspace = grown(3000)
+    keyspace.put("k00000", b"more")
+    scan, firm = keyspace.scan(), keyspace.pin()
+    assert "k00000" == next(scan)[0]
+    assert keyspace.free(100)
+    assert 2999 == len(list(scan))
+    assert keyspace.free(100)
+    assert 3000 == len(keyspace)
+    firm.release()
+    steps = 1
+    while keyspace.free(100):
+        steps += 1
+
+    assert steps > 1000 // 100 + len(keyspace._records)
+    assert ({}, {}, {}, 0, []) == (
+        records_of(keyspace),
+        keyspace._places,
+        keyspace._log,
+        len(keyspace),
+        list(keyspace._dead),
+    )
+
+
 def restored(keyspace: Keyspace) -> Keyspace:
     restorer = KeyspaceRestorer(pinned_bytes_max=1)
     for chunk in keyspace_chunks(keyspace):
@@ -320,7 +428,7 @@ def test_the_garbage_collector_has_nothing_to_walk(build: Callable[[int], Keyspa
     assert 20_000 == len(keyspace)
     assert 1000 == len(keyspace._log)
     assert 0.01 * len(keyspace) > len(gc.get_objects()) - before
-    things = [*keyspace._records.values(), *keyspace._places.values(), *keyspace._log.values()]
+    things = [*records_of(keyspace).values(), *keyspace._places.values(), *keyspace._log.values()]
     assert [] == [thing for thing in things if gc.is_tracked(thing)]
 
 
@@ -329,7 +437,7 @@ def test_the_garbage_collector_passes_the_records_by() -> None:
     """The dicts with an entry per key are untracked, whatever was put, deleted, trimmed or restored."""
     keyspace = grown(200)
     for one in (keyspace, restored(keyspace)):
-        assert [False, False] == [gc.is_tracked(one._records), gc.is_tracked(one._places)]
+        assert [] == [shard for shard in (*one._records, one._places) if gc.is_tracked(shard)]
 
 
 def test_loading_into_a_map_that_has_history_is_a_bug() -> None:

@@ -116,6 +116,7 @@ def test_equal_logs_make_equal_replicas(log: list[bytes], data: st.DataObject) -
             pass
         results = {replica.apply(command) for replica in (plain, restored, pinned, trimmed)}
         assert 1 == len(results)
+        assert 1 == len({replica.keyspace.digest_sum for replica in (plain, restored, pinned, trimmed)})
     assert plain.position == len(log)
     expected = chunks_of(plain)
     for replica in (restored, pinned, trimmed):
@@ -295,6 +296,73 @@ def test_a_damaged_snapshot_changes_nothing(damage: str) -> None:
         target.restore(damaged)
 
     assert before == target.digest()
+
+
+def test_a_snapshot_breathes_where_it_finds_nothing() -> None:
+    """Ten thousand keys came after the state that it is of: it says nothing of them, but not for long at a time."""
+    replica = Replica()
+    for number in range(300):
+        replica.apply(put(f"a{number:05}", number))
+    expected = list(replica.snapshot())
+    breathing, plain = replica.snapshot(breaths=True), replica.snapshot()
+    for number in range(10_000):
+        replica.apply(put(f"b{number:05}", number))
+    chunks = list(breathing)
+
+    assert expected == list(plain)
+    assert expected == [chunk for chunk in chunks if chunk]
+    assert chunks.count(b"") > 10_000 // 300
+
+
+def test_much_is_applied_in_parts() -> None:
+    """What changes many keys, is large, or replaces what is, ends a part; small commands go on together."""
+    small = [put("a", number) for number in range(60)]
+    updates = [
+        envelope(CommandKind.MAP, commands.encode_update({b"%d/%d" % (number, key): cbor(key) for key in range(300)}))
+        for number in range(3)
+    ]
+    deletes = [envelope(CommandKind.MAP, commands.encode_delete_prefix(b"%d/" % number, 1024)) for number in range(3)]
+    large = [put("a", "." * 100_000)] * 2
+    log = [*small, *updates, *small, *deletes, *large, put("a", 1), put("a", 2)]
+    some, many = Replica(), Replica()
+    parts = []
+    results: list[bytes] = []
+    while len(results) < len(log):
+        parts.append(some.apply_some(log[len(results) :]))
+        results += parts[-1]
+
+    assert many.apply_many(log) == results
+    assert many.digest() == some.digest()
+    assert [61, 1, 1, 61, 1, 1, 1, 1, 1, 1] == [len(part) for part in parts]
+    assert [] == some.apply_some([])
+
+
+def test_what_was_replaced_is_freed_bit_by_bit() -> None:
+    """The old map of a replica, and what was built of a snapshot that came to nothing; not under who still reads it."""
+    replica = Replica()
+    for number in range(500):
+        replica.apply(put(f"k{number:03}", number))
+    chunks = list(replica.snapshot())
+    old = replica.keyspace
+    scan = old.scan()
+    next(scan)
+    replica.restore(chunks)
+    abandoned = replica.restorer()
+    for chunk in chunks[:-2]:
+        abandoned.feed(chunk)
+    abandoned.abandon()
+    with pytest.raises(InternalError):
+        abandoned.finish()
+
+    left = []
+    for _ in range(1000):
+        replica.trim(100)
+        left.append(len(replica._replaced))
+    assert (1, 499) == (left[-1], len(list(scan)))
+    assert 10 < left.count(2)
+    for _ in range(1000):
+        replica.trim(100)
+    assert ([], 0, 500) == (replica._replaced, len(old), len(replica.keyspace))
 
 
 def test_chunks_are_bounded() -> None:

@@ -9,6 +9,7 @@ removed from the cluster it says so, ``{"removed": ...}``, and ends. It dies whe
 from __future__ import annotations
 
 import ctypes
+import gc
 import itertools
 import json
 import logging
@@ -52,11 +53,11 @@ class Pauses:
 class Child:
     """What is done with the cluster, by command."""
 
-    def __init__(self, cluster: Cluster, nursery: trio.Nursery, history: Path) -> None:
+    def __init__(self, cluster: Cluster, nursery: trio.Nursery, history: Path, pauses: Pauses) -> None:
         self.cluster = cluster
         self.workload = Workload(f"{cluster.status().node_id}/{os.getpid()}", cluster.store, HistoryFile(history))
         self.nursery = nursery
-        self.pauses = Pauses()
+        self.pauses = pauses
         self.load = trio.CancelScope()
         self.acknowledged: dict[str, int] = {}
 
@@ -114,6 +115,11 @@ class Child:
     async def do_digest(self) -> tuple[int, str]:
         return self.cluster.digest()
 
+    async def do_digest_sum(self) -> tuple[int, int]:
+        """Position and digest of the map, at once: however large it is."""
+        replica = self.cluster._open_peer().replica
+        return replica.position, replica.keyspace.digest_sum
+
     async def do_load(self, clients: int, prefix: str) -> None:
         """Have so many clients write, each its own key, one number after the other, until they are stopped."""
         self.nursery.start_soon(self.run_load, [f"{prefix}/{client}" for client in range(clients)])
@@ -157,6 +163,29 @@ class Child:
             for _ in range(clients):
                 nursery.start_soon(work)
 
+    async def do_fill_at_once(self, keys: int, clients: int, value_bytes: int) -> None:
+        """Write so many keys, a hundred at a revision."""
+        starts = iter(range(0, keys, 100))
+
+        async def work() -> None:
+            for start in starts:
+                names = (f"key/{number:08}" for number in range(start, min(start + 100, keys)))
+                await self.cluster.store.update(dict.fromkeys(names, "." * value_bytes))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(clients):
+                nursery.start_soon(work)
+
+    async def do_count(self) -> int:
+        return len(self.cluster.store)
+
+    async def do_snapshot(self) -> None:
+        await self.cluster.snapshot()
+
+    async def do_collect_garbage(self) -> int:
+        """All of it, as Python does it every now and then."""
+        return gc.collect()
+
     async def do_resident_bytes(self) -> int:
         return resident_bytes()
 
@@ -184,9 +213,18 @@ async def main(arguments: dict[str, Any]) -> None:
         tell({"removed": str(exc)})
 
 
-async def run(settings: dict[str, Any], history: str, **arguments: Any) -> None:
-    async with Cluster(**arguments, settings=Settings(**settings)) as cluster, trio.open_nursery() as nursery:
-        child = Child(cluster, nursery, Path(history))
+async def run(settings: dict[str, Any], history: str, measured: bool, **arguments: Any) -> None:
+    pauses = Pauses()
+    async with trio.open_nursery() as measuring:
+        if measured:
+            measuring.start_soon(pauses.measure)
+        await serve(Path(history), pauses, settings=Settings(**settings), **arguments)
+        measuring.cancel_scope.cancel()
+
+
+async def serve(history: Path, pauses: Pauses, **arguments: Any) -> None:
+    async with Cluster(**arguments) as cluster, trio.open_nursery() as nursery:
+        child = Child(cluster, nursery, history, pauses)
         tell({"ready": True})
         buffer = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

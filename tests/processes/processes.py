@@ -138,6 +138,8 @@ class Group:
         self.addresses = dict(self.members)
         self.running: dict[str, Process] = {}
         self.acknowledged: dict[str, int] = {}
+        self.measured = False
+        """Whether who is started from now on measures its pauses from its first breath, without being told."""
         self._nursery = nursery
         self._durable = durable
         self._settings = settings
@@ -159,9 +161,8 @@ class Group:
             if self._durable:
                 arguments.setdefault("data_dir", str(self.directory / node_id))
             history = str(self.directory / f"{node_id}.history")
-            process = Process(
-                {**arguments, "settings": self._settings, "history": history}, self.directory / f"{node_id}.log"
-            )
+            arguments = {**arguments, "settings": self._settings, "history": history, "measured": self.measured}
+            process = Process(arguments, self.directory / f"{node_id}.log")
             self.running[node_id] = process
             self._nursery.start_soon(process.listen, self.acknowledged)
         for node_id in node_ids:
@@ -278,11 +279,11 @@ class Group:
         addresses = {node_id: self.addresses[node_id] for node_id in self.running}
         await self.wait_status("addresses", lambda told: told == addresses)
 
-    async def digests(self) -> set[str]:
+    async def digests(self, do: str = "digest") -> set[str | int]:
         """The digests of all replicas, once they have applied equally much."""
         with trio.fail_after(SETTLED_S):
             while True:
-                digests = [await process.call("digest") for process in self.running.values()]
+                digests = [await process.call(do) for process in self.running.values()]
                 if len({position for position, _ in digests}) == 1:
                     return {digest for _, digest in digests}
                 await trio.sleep(0.05)
