@@ -14,6 +14,7 @@ from __future__ import annotations
 import bisect
 import struct
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, KeysView
 from typing import Any, Final, TypeAlias, cast
 
@@ -126,6 +127,11 @@ class Keyspace:
         """revision -> how many pins hold it."""
         self._target = revision
         """What the physical floor may rise to: min(floor, the oldest pin)."""
+
+    @property
+    def digest_sum(self) -> int:
+        """A sum over the live records, whatever their order. For the time being it looks at all of them."""
+        return sum(zlib.crc32(record, zlib.crc32(key.encode())) for key, record in self._records.items() if record[LIVE])
 
     # -- the present ---------------------------------------------------------------------------------------------------
 
