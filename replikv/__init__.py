@@ -28,6 +28,7 @@ from replikv.errors import (
     WrongClusterError,
 )
 from replikv.machine.base import StateMachine
+from replikv.peer.outcomes import Outcome
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
 from replikv.store.change import Change
@@ -60,6 +61,7 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "NotLeaderError",
+    "Outcome",
     "OutcomeUnknownError",
     "Progress",
     "QuotaExceededError",

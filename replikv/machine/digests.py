@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["DIGEST_BYTES", "FORMAT", "INTERVAL", "NO_DIGEST", "NOTES_MAX", "Notes", "StateDigest"]
+__all__ = ["DIGEST_BYTES", "FORMAT", "INTERVAL", "NOTES_MAX", "NO_DIGEST", "Notes", "StateDigest"]
 
 FORMAT: Final = 1
 """How digests are made. Another number whenever that changes."""

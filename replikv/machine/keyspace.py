@@ -131,7 +131,9 @@ class Keyspace:
     @property
     def digest_sum(self) -> int:
         """A sum over the live records, whatever their order. For the time being it looks at all of them."""
-        return sum(zlib.crc32(record, zlib.crc32(key.encode())) for key, record in self._records.items() if record[LIVE])
+        return sum(
+            zlib.crc32(record, zlib.crc32(key.encode())) for key, record in self._records.items() if record[LIVE]
+        )
 
     # -- the present ---------------------------------------------------------------------------------------------------
 

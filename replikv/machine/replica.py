@@ -71,8 +71,8 @@ _ORDER: Final = {
 _HEAD: Final = struct.Struct(">BBQB")
 """Section, version, position, 1 if there is a custom machine."""
 _SUMS: Final = struct.Struct(">QIQQQQIQ")
-"""What a digest is made of: position, chain, revision, floor, bytes of the state, the lease that is granted next, how many
-there are, sessions; then the sum over the records, in decimal."""
+"""What a digest is made of: position, chain, revision, floor, bytes of the state, the lease that is granted next, how
+many there are, sessions; then the sum over the records, in decimal."""
 _END: Final = struct.Struct(">BQ")
 """Section, number of chunks before this one."""
 _FIRST_FORMAT: Final = 1
@@ -184,7 +184,7 @@ class Replica:
             raise
         except Exception as exc:  # whatever it raises, it raises on every replica
             return f"raised {type(exc).__qualname__}".encode()
-        return told if isinstance(told, bytes) else f"returned {type(told).__qualname__}".encode()
+        return told if type(told) is bytes else f"returned {type(told).__qualname__}".encode()
 
     def advance(self, numbers: int) -> None:
         """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
