@@ -11,6 +11,14 @@ from programs import run_program
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 EXPECTED = {
+    "custom_machine.py": [
+        r"ann has 5",
+        r"refused alike on every replica: the state machine raised ValueError",
+        r"a runs version 2; in effect is 1; .*wait for c, which has a StateMachine of version 1",
+        r"b: not yet: the state machine raised ValueError",
+        r"all run version 2, and it is in effect: ann has 3",
+        r"equal, byte for byte",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",
@@ -39,6 +47,13 @@ EXPECTED = {
         r"put on [a-e]: UnavailableError: .*no leader; 3 of 5 voters cannot be reached",
         r"[a-e] has stepped down: a follower of [a-e], in term \d",
         r"equal, byte for byte: <2 keys at revision 3>",
+    ],
+    "unknown_outcome.py": [
+        r"100: no answer; paid or not\?",
+        r"the first payment: applied=False, it had not been applied when this was asked, and never will be",
+        r"paid again, in all: 100",
+        r"the second payment: applied=True",
+        r"not paid again, in all: 150",
     ],
 }
 """Example -> what it prints, among other things."""
