@@ -4,8 +4,8 @@ Rules:
 
 1. A version takes effect when *every* member knows it: each says in its attributes what it knows, as it says where it
    is found. One that says less, or says nothing of versions, blocks.
-   While one knows version 0 only, nothing is proposed at all: not even an UPGRADE of the machine alone would be known to
-   it, nor the snapshots behind one.
+   While one knows version 0 only, nothing is proposed at all: it would not know an UPGRADE of the machine alone, nor
+   the snapshots behind one.
 2. A member that has never said anything of itself blocks an upgrade, but not the first one: a new cluster is usable
    while a founding member has not come yet. If that one comes with too old a program, it stops at the UPGRADE.
 3. Limits are the settings of who leads: proposed once per leadership, if others hold.
