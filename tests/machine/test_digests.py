@@ -90,6 +90,17 @@ def test_it_does_not_depend_on_how_the_log_is_cut(upgrade_at: int, cuts: list[in
     assert [] == [position for position in range(restored + 1) if restored and cut.notes.get(position) is not None]
 
 
+def test_what_was_noted_of_another_state_is_forgotten() -> None:
+    """A replica that is brought to another state, by a snapshot or to begin a new log, held something else before."""
+    source, restored, ahead = Replica(), Replica(), Replica()
+    for replica in (source, restored, ahead):
+        replica.apply_many(LOG)
+        assert 3 == len(replica.notes)
+    restored.restore(list(source.snapshot()))
+    ahead.advance(1000)
+    assert [0, 0] == [len(restored.notes), len(ahead.notes)]
+
+
 @pytest.mark.parametrize(
     "odd",
     [
