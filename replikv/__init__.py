@@ -29,6 +29,7 @@ from replikv.errors import (
     WrongClusterError,
 )
 from replikv.machine.base import StateMachine
+from replikv.peer.outcomes import Outcome
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
 from replikv.storage.backups import Backup
@@ -71,6 +72,7 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "NotLeaderError",
+    "Outcome",
     "OutcomeUnknownError",
     "Progress",
     "Put",

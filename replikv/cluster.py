@@ -24,6 +24,7 @@ from replikv.machine.envelope import Status as ResultStatus
 from replikv.peer.admission import LEARNER
 from replikv.peer.backup import back_up
 from replikv.peer.failures import is_cancellation, sole_error
+from replikv.peer.outcomes import Outcome
 from replikv.peer.peer import Peer
 from replikv.peer.status import Status
 from replikv.raft.membership import ChangeKind, MemberChange
@@ -123,8 +124,9 @@ class Cluster:
         Started once storage is open and the transport listens. Ends by flushing and closing, shielded for at most
         ``settings.shutdown_timeout_s``.
 
-        Raises what made the peer fail (StorageError, CorruptionError, DataDirInUseError, WrongClusterError), and
-        ConfigurationError for arguments that contradict the disk.
+        Raises what made the peer fail (StorageError, CorruptionError, DataDirInUseError, WrongClusterError,
+        RemovedError, UpgradeRequiredError, InternalError for a replica that has diverged), and ConfigurationError for
+        arguments that contradict the disk.
         """
         if self._used:
             raise ClusterClosedError("a Cluster runs once: make a new one to start again")
@@ -297,6 +299,33 @@ class Cluster:
             raise EncodingError(result[1:].decode(errors="replace"))
         return result[1:]
 
+    @property
+    def machine_version(self) -> int:
+        """The version of the StateMachine whose commands take effect: the highest that every member has; 0 without one.
+
+        A program that knows a newer one waits for this to grow before it proposes what is new in it.
+        """
+        return self._open_peer().replica.governance.versions.machine
+
+    async def outcome(self, token: tuple[int, int]) -> Outcome:
+        """What became of the command that an OutcomeUnknownError named: ``error.token``.
+
+        Either it was applied: the outcome is true, and has its result. Or it was not: then it never will be, from the
+        moment this returns. So it may be sent again, or given up, without a doubt. Works on any peer, and after the
+        process that sent it was restarted; a token is two integers, to be kept wherever you like. Cancelled, the
+        command may be settled all the same. Ask once: what was told is not kept for ever.
+
+        Raises:
+            OutcomeUnknownError: nobody can tell any more, for the same token: it was told before, the peer that sent
+                it has sent thousands since, or so many peers have started that its session was forgotten. It will not
+                be applied from now on.
+            UnavailableError: no answer within ``settings.request_timeout_s``: ask again, which is harmless.
+            ConfigurationError: no token of a command. A membership change has none: look at ``status().members``.
+        """
+        peer = self._open_peer()
+        session, sequence = check_token(token)
+        return await peer.outcome((session, sequence))
+
     async def wait_leader(self) -> str:
         """Return the leader's node id as soon as this peer knows of one. Raises ClusterClosedError."""
         return await self._open_peer().wait_leader()
@@ -422,6 +451,18 @@ class Cluster:
     @staticmethod
     def _closed_error() -> ClusterClosedError:
         return ClusterClosedError("the cluster is not open: use it inside its 'async with' block")
+
+
+def check_token(token: object) -> tuple[int, int]:
+    """Session and sequence. Raises ConfigurationError unless it can be the token of a command."""
+    if isinstance(token, tuple | list) and len(token) == 2:
+        session, sequence = token
+        if type(session) is int and type(sequence) is int and 0 < session < 1 << 63 and 0 < sequence < 1 << 62:
+            return session, sequence
+    raise ConfigurationError(
+        f"{token!r} is not the token of a command: OutcomeUnknownError.token is, two integers; a change of the members"
+        " has none: look at status().members"
+    )
 
 
 def error_of_its_own(error: BaseException) -> BaseException | None:

@@ -141,7 +141,7 @@ class UnavailableError(ReplikvError, TimeoutError):
 class OutcomeUnknownError(ReplikvError, TimeoutError):
     """The request was handed to the log, but no answer came in time: it may have been applied, or may yet be.
 
-    ``token`` names the command for ever: ``(session, sequence)``.
+    ``token`` names the command for ever: ``(session, sequence)``. ``cluster.outcome(token)`` settles what became of it.
     """
 
     def __init__(self, message: str, token: tuple[int, int]) -> None:
@@ -213,4 +213,7 @@ class AuthenticationError(ReplikvError):
 
 
 class InternalError(ReplikvError, AssertionError):
-    """An invariant of replikv does not hold: a bug of ours. The peer stops rather than guess. Please report it."""
+    """An invariant of replikv does not hold: a bug of ours. The peer stops rather than guess. Please report it.
+
+    A replica that has diverged from the others is one, too, though a StateMachine or damaged memory may be why.
+    """

@@ -1,7 +1,7 @@
 """Every tunable of replikv, with its unit in its name and the reason of its default.
 
 Settings are local to a peer: nothing that ``apply`` depends on is read from here. What replicas must agree on
-travels in commands (``machine/commands.py``) that the leader proposes.
+travels in commands (``machine/commands.py``, ``machine/governance.py``) that the leader proposes.
 """
 
 from __future__ import annotations
@@ -67,12 +67,24 @@ class Settings:
     """One key in UTF-8."""
     command_bytes_max: int = 2 * MIB
     """One command: an ``update`` of many keys must fit."""
-    operations_per_command_max: int = 1024
-    """Changes in one command. Bounds the longest step that is never sliced. etcd: 128 operations in a transaction."""
     entry_bytes_max: int = 4 * MIB
     """One log entry, into which the driver packs the commands of a turn."""
     frame_bytes_max: int = 16 * MIB
     """One frame between peers; a larger one is refused before it is allocated."""
+
+    # -- limits of the whole cluster: those of who leads hold, on every replica alike (docs/limits.md) -----------------
+    state_bytes_max: int = 1024 * MIB
+    """What the keys and values of the map may cost in memory, about: the map is held by every peer, and travels whole
+    where a peer has none. etcd: 2 GB on disk."""
+    keys_max: int = 2_000_000
+    """Keys in the map. A million small ones take about 350 MB."""
+    leases_max: int = 65_536
+    """Leases at once: one for each process of the largest clusters, and a thousand for each of fifty."""
+    sessions_max: int = 1024
+    """Sessions of peers that are remembered, one per start of a peer; above it the least recently used one is
+    forgotten, and with it what its last commands were answered. Far more than there are peers."""
+    operations_per_command_max: int = 1024
+    """Changes in one command. Bounds the longest step that is never sliced. etcd: 128 operations in a transaction."""
 
     # -- flow control --------------------------------------------------------------------------------------------------
     message_bytes_max: int = 1 * MIB
@@ -158,6 +170,9 @@ class Settings:
                 raise ConfigurationError(f"{field.name} must be a number ({number}), not {value!r}")
             if not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{field.name} must be finite and greater than 0, not {value!r}")
+        for name in ("state_bytes_max", "keys_max", "leases_max", "sessions_max", "operations_per_command_max"):
+            if getattr(self, name) >= 1 << 62:
+                raise ConfigurationError(f"{name} must be less than 2**62, not {getattr(self, name)}: it is replicated")
         if len(self.zone.encode(errors="replace")) > ZONE_BYTES_MAX:
             raise ConfigurationError(f"zone must be at most {ZONE_BYTES_MAX} bytes, not {self.zone!r}")
         self._ascending("heartbeat_interval_s", "election_timeout_s")

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from replikv import Cluster, MemoryNetwork, MemoryTransport, RemovedError, Settings
+from replikv import Cluster, InternalError, MemoryNetwork, MemoryTransport, RemovedError, Settings
 from replikv.machine.envelope import CommandKind, Envelope, pack_commands
 from replikv.peer.peer import Peer
 from replikv.raft.membership import MemberRecord, Membership
@@ -80,6 +80,9 @@ class Peers:
         self._disks = disks
         self._clusters: dict[str, Cluster] = {}
         self.removed: dict[str, RemovedError] = {}
+        self.may_diverge = False
+        """Whether peers may end because their replica differs from the others'; those go to ``diverged``."""
+        self.diverged: dict[str, InternalError] = {}
 
     def __getitem__(self, node_id: str) -> Cluster:
         return self._clusters[node_id]
@@ -144,6 +147,11 @@ class Peers:
                 await cluster.run(task_status=task_status)
             except RemovedError as exc:
                 self.removed[node_id] = exc
+                self._clusters.pop(node_id, None)
+            except InternalError as exc:
+                if not self.may_diverge:
+                    raise
+                self.diverged[node_id] = exc
                 self._clusters.pop(node_id, None)
 
         await self._nursery.start(run)

@@ -204,10 +204,10 @@ async def test_the_membership_tells_where_each_runs_and_what(autojump_clock: tri
             version = known["a"]["version"]
             assert version
             assert {
-                "a": {"storage": "memory", "version": version, "zone": "east"},
-                "b": {"storage": "memory", "version": version, "zone": "east"},
-                "c": {"learner": "always", "storage": "memory", "version": version, "zone": "west"},
-                "d": {"storage": "memory", "version": version, "zone": "east"},
+                "a": {"commands": "1", "storage": "memory", "version": version, "zone": "east"},
+                "b": {"commands": "1", "storage": "memory", "version": version, "zone": "east"},
+                "c": {"commands": "1", "learner": "always", "storage": "memory", "version": version, "zone": "west"},
+                "d": {"commands": "1", "storage": "memory", "version": version, "zone": "east"},
             } == known
 
 

@@ -25,6 +25,14 @@ EXPECTED = {
         r"CompactedError: revision 1 is no longer held",
         r"and today is as it was: \{'coffee': 6, 'tea': 4\}",
     ],
+    "custom_machine.py": [
+        r"ann has 5",
+        r"refused alike on every replica: the state machine raised ValueError",
+        r"a runs version 2; in effect is 1; .*wait for c, which has a StateMachine of version 1",
+        r"b: not yet: the state machine raised ValueError",
+        r"all run version 2, and it is in effect: ann has 3",
+        r"equal, byte for byte",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",
@@ -77,6 +85,13 @@ EXPECTED = {
         r"4 came in as new",
         r"complete up to revision 5: new: 3 4, paid: 2",
         r"the display: 4 went from new to 100 % packed",
+    ],
+    "unknown_outcome.py": [
+        r"100: no answer; paid or not\?",
+        r"the first payment: applied=False, it had not been applied when this was asked, and never will be",
+        r"paid again, in all: 100",
+        r"the second payment: applied=True",
+        r"not paid again, in all: 150",
     ],
 }
 """Example -> what it prints, among other things."""

@@ -23,10 +23,21 @@ class StateMachine(abc.ABC):
         """From here on in the log, commands up to this version may be applied. Does nothing by default.
 
         Called between two commands, at the same place of the log on every replica, once every member of the cluster
-        runs a machine of at least this version; and before :meth:`restore`, with the version of the state that comes.
-        So a machine that keeps to the version it was told takes no command that another replica may not know.
-        ``cluster.machine_version`` tells what has been activated.
+        runs a machine of at least this version; and before :meth:`restore`, with the version of the state that comes,
+        which may be lower than the one before (and, when a restore fails, with the former one again). A machine that
+        was told nothing keeps to version 1. So one that keeps to the version it was told takes no command that another
+        replica may not know. ``cluster.machine_version`` tells what has been activated.
         """
+
+    def digest(self) -> bytes:
+        """A few bytes that differ where the state differs; empty, the default, to take no part in comparing replicas.
+
+        Called every 64 positions of the log, between two commands, so it must take constant time: keep a checksum that
+        :meth:`apply` carries on and :meth:`restore` brings back. Replicas whose digests differ at the same position
+        have diverged, and the odd one out stops. How it is made is part of what a version means: another way of
+        making it takes effect with :meth:`activate`, as a new command does.
+        """
+        return b""
 
     @abc.abstractmethod
     def apply(self, position: int, command: bytes) -> bytes:

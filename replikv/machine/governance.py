@@ -7,7 +7,8 @@ when repeated, and so belong to no session.
 that number, which the leader proposes once every member has said that it knows them. So a replica either knows all
 commands before it in the log, or stops at the UPGRADE: it never takes one for something else than the others do.
 
-*Limits* are checked when a command is applied, so every replica refuses the same ones.
+*Limits* are checked when a command is applied, so every replica refuses the same ones. The leader proposes its own
+settings as limits, once, if others hold (``peer/governor.py``).
 """
 
 from __future__ import annotations
@@ -47,8 +48,8 @@ UPGRADE: Final = struct.Struct(">BHI")
 """operation, version of replikv's commands, version of the application's machine."""
 SET_LIMITS: Final = struct.Struct(">BQQQQQ")
 """operation, then the limits in the order of their fields."""
-STATE: Final = struct.Struct(">BHIQQQQQ")
-"""In a snapshot: format of this, both versions, the limits."""
+STATE: Final = struct.Struct(">BHIIQQQQQ")
+"""In a snapshot: format of this, both versions, the chain, the limits."""
 _FORMAT: Final = 1
 
 
@@ -58,7 +59,19 @@ class Versions(NamedTuple):
     commands: int
     """Of replikv's own commands."""
     machine: int
-    """Of the application's StateMachine (``StateMachine.version``); 0 before the first UPGRADE."""
+    """Of the application's StateMachine (``StateMachine.version``); 0 before the first UPGRADE, and without one."""
+
+    def capped(self, other: Versions) -> Versions:
+        """What is known on both sides."""
+        return Versions(min(self.commands, other.commands), min(self.machine, other.machine))
+
+    def raised(self, other: Versions) -> Versions:
+        """What an UPGRADE to ``other`` makes of these: none is ever lowered."""
+        return Versions(max(self.commands, other.commands), max(self.machine, other.machine))
+
+    def covers(self, wanted: Versions) -> bool:
+        """Whether nothing of ``wanted`` is unknown."""
+        return self.commands >= wanted.commands and self.machine >= wanted.machine
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -79,23 +92,30 @@ class Limits:
 
 
 class Governance:
-    """The versions and the limits of one replica."""
+    """The versions and the limits of one replica, and what it has answered so far."""
 
-    def __init__(self, versions: Versions = Versions(0, 0), limits: Limits | None = None) -> None:  # noqa: B008  # immutable
+    def __init__(
+        self,
+        versions: Versions = Versions(0, 0),  # noqa: B008  # immutable
+        limits: Limits | None = None,
+        chain: int = 0,
+    ) -> None:
         self.versions = versions
         self.limits = limits or Limits()
+        self.chain = chain
+        """A checksum over the results of all commands behind the first UPGRADE: see digests.py."""
 
     def encode(self) -> bytes:
         """For a snapshot."""
-        return STATE.pack(_FORMAT, *self.versions, *dataclasses.astuple(self.limits))
+        return STATE.pack(_FORMAT, *self.versions, self.chain, *dataclasses.astuple(self.limits))
 
     @classmethod
     def decode(cls, data: bytes) -> Governance:
         """The reverse of :meth:`encode`. Raises InternalError for what no snapshot of this version has."""
         if len(data) != STATE.size or data[0] != _FORMAT:
             raise InternalError("versions and limits of a format that this replikv does not read: upgrade it")
-        _, commands, machine, *limits = STATE.unpack(data)
-        return cls(Versions(commands, machine), Limits(*limits))
+        _, commands, machine, chain, *limits = STATE.unpack(data)
+        return cls(Versions(commands, machine), Limits(*limits), chain)
 
 
 def encode_upgrade(versions: Versions) -> bytes:

@@ -180,6 +180,8 @@ class KeyValue(StateMachine):
 
     def _delete_prefix(self, data: bytes, offset: int) -> bytes:
         prefix, limit, _ = _read_keyed(data, offset)
+        if self.governance.versions.commands >= 1:
+            limit = min(limit, self.governance.limits.operations)
         keys = self.keyspace.first_keys(KeyRange(prefix=prefix), min(limit, len(self.keyspace)) + 1)
         more = len(keys) > limit
         del keys[limit:]

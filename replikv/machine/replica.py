@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from replikv.errors import ConfigurationError, InternalError, UpgradeRequiredError
 from replikv.machine.base import StateMachine
 from replikv.machine.chunks import split_chunks
+from replikv.machine.digests import DIGEST_BYTES, INTERVAL, NO_DIGEST, Notes, StateDigest
 from replikv.machine.envelope import HEADER, HEADER_BYTES, VERSION, CommandKind, Status
 from replikv.machine.governance import (
     KNOWN_VERSION,
@@ -72,6 +74,9 @@ _ORDER: Final = {
 """Section -> its place in the order in which they follow."""
 _HEAD: Final = struct.Struct(">BBQB")
 """Section, version, position, 1 if there is a custom machine."""
+_SUMS: Final = struct.Struct(">QIQQQQIQ")
+"""What a digest is made of: position, chain, revision, floor, bytes of the state, the lease that is granted next, how
+many there are, sessions; then the sum over the records, in decimal."""
 _END: Final = struct.Struct(">BQ")
 """Section, number of chunks before this one."""
 _FIRST_FORMAT: Final = 1
@@ -92,6 +97,10 @@ class Replica:
         self.custom = custom
         self._replaced: list[Keyspace] = []
         """What :meth:`trim` is to free: keyspaces that were replaced, or given up before they were complete."""
+        self.known: Final = Versions(KNOWN_VERSION, custom.version if custom is not None else 0)
+        """What this program knows to apply."""
+        self.notes: Final = Notes()
+        """Digests of this replica, to be compared with those of others."""
         self._execute_map = self.map.execute
 
     @property
@@ -102,15 +111,36 @@ class Replica:
     # -- commands ------------------------------------------------------------------------------------------------------
 
     def apply(self, command: bytes) -> bytes:
-        """Apply one encoded envelope and return its result, whose first byte is a Status.
+        """Apply one command, as :meth:`apply_many`."""
+        return self.apply_many((command,))[0]
 
-        Never raises because of what is in it, or because of the custom machine (but for MemoryError, which is no
+    def apply_many(self, commands: Sequence[bytes]) -> list[bytes]:
+        """Apply encoded envelopes in order and return their results, whose first byte is a Status.
+
+        Never raises because of what is in one, or because of the custom machine (but for MemoryError, which is no
         result that other replicas would come to): there is a result, and the position grows. But for one command:
 
         Raises:
             UpgradeRequiredError: what comes now in the log is for replicas that know more than this one. It has not
                 been applied, and nothing may be applied after it.
         """
+        apply = self._apply
+        results: list[bytes] = []
+        while (start := len(results)) < len(commands):
+            # A checksum is the same however it is cut, so the chain is carried on for many results at once; behind the
+            # first UPGRADE it begins.
+            upgraded = self.governance.versions.commands > 0
+            room = INTERVAL - self.position % INTERVAL if upgraded else 1
+            taken = [apply(command) for command in commands[start : start + room]]
+            results += taken
+            if upgraded:
+                governance = self.governance
+                governance.chain = zlib.crc32(b"".join(taken), governance.chain)
+                if len(taken) == room:
+                    self._note()
+        return results
+
+    def _apply(self, command: bytes) -> bytes:
         self.position = position = self.position + 1
         if len(command) < HEADER_BYTES:
             return _FAILED + b"the command is shorter than its header"
@@ -134,10 +164,33 @@ class Replica:
             return execute(command, HEADER_BYTES)
         return self.sessions.answer(position, session_id, sequence, below, execute, command, HEADER_BYTES)
 
-    def apply_many(self, commands: Sequence[bytes]) -> list[bytes]:
-        """Apply the commands in order; their results."""
-        apply = self.apply
-        return [apply(command) for command in commands]
+    def _note(self) -> None:
+        keyspace, leases = self.keyspace, self.map.leases
+        sums = _SUMS.pack(
+            self.position,
+            self.governance.chain,
+            keyspace.revision,
+            keyspace.floor,
+            keyspace.state_bytes,
+            leases.next_id,
+            len(leases),
+            len(self.sessions.table),
+        )
+        state = hashlib.blake2b(sums + b"%d" % keyspace.digest_sum, digest_size=DIGEST_BYTES).digest()
+        told = self._custom_digest()
+        machine = hashlib.blake2b(told, digest_size=DIGEST_BYTES).digest() if told else NO_DIGEST
+        self.notes.add(self.position, StateDigest(state, machine))
+
+    def _custom_digest(self) -> bytes:
+        if self.custom is None:
+            return b""
+        try:
+            told = self.custom.digest()
+        except MemoryError:
+            raise
+        except Exception as exc:  # whatever it raises, it raises on every replica
+            return f"raised {type(exc).__qualname__}".encode()
+        return told if type(told) is bytes else f"returned {type(told).__qualname__}".encode()
 
     def apply_some(self, commands: Sequence[bytes]) -> list[bytes]:
         """:meth:`apply_many` up to where much was done, but at least one; the results of those that were applied.
@@ -162,6 +215,7 @@ class Replica:
         """
         self.position += numbers
         self.keyspace.advance(numbers)
+        self.notes.clear()
 
     def _govern(self, command: bytes, offset: int) -> bytes:
         try:
@@ -170,7 +224,7 @@ class Replica:
                 self._upgrade(decode_upgrade(command, offset))
             elif operation == ClusterOperation.SET_LIMITS and self.governance.versions.commands >= 1:
                 self.governance.limits = decode_set_limits(command, offset)
-                self.sessions.sessions_max = self.governance.limits.sessions
+                self.sessions.limit(self.governance.limits.sessions)
             else:
                 return _UNKNOWN_COMMAND
         except (IndexError, struct.error, InternalError):
@@ -178,18 +232,25 @@ class Replica:
         return _OK
 
     def _upgrade(self, wanted: Versions) -> None:
-        known = Versions(KNOWN_VERSION, self.custom.version if self.custom is not None else 0)
-        if wanted.commands > known.commands or (self.custom is not None and wanted.machine > known.machine):
+        if (unknown := self.unknown(wanted)) is not None:
             self.position -= 1  # it is as if it had not been there
             raise UpgradeRequiredError(
-                f"the cluster goes on with commands of version {wanted.commands} of replikv and {wanted.machine} of its"
-                f" StateMachine, and this peer knows {known.commands} and {known.machine}: start it with the program"
-                " that the others run; what it has on disk is whole"
+                f"the cluster goes on with {unknown}: start this peer with the program that the others run; what it has"
+                " on disk is whole"
             )
         now = self.governance.versions
-        self.governance.versions = Versions(max(now.commands, wanted.commands), max(now.machine, wanted.machine))
+        self.governance.versions = now.raised(wanted)
         if self.custom is not None and self.governance.versions.machine > now.machine:
             self.custom.activate(self.governance.versions.machine)
+
+    def unknown(self, wanted: Versions) -> str | None:
+        """What of these versions this replica does not know, in words; None if it knows all of it."""
+        known = self.known
+        if wanted.commands > known.commands:
+            return f"commands of version {wanted.commands} of replikv, and this peer knows {known.commands}"
+        if self.custom is not None and wanted.machine > known.machine:
+            return f"version {wanted.machine} of its StateMachine, and this peer has {known.machine}"
+        return None
 
     def _execute_custom(self, command: bytes, offset: int) -> bytes:
         if self.custom is None:
@@ -354,8 +415,8 @@ class Restorer:
                 f"the snapshot has keys attached to leases that it does not have: {sorted(strange)[:8]}"
             )
         if self._has_custom and replica.custom is not None:
-            replica.custom.activate(self._governance.versions.machine)
-            replica.custom.restore(iter(self._custom))
+            self._restore_custom(replica.custom)
+        replica.notes.clear()
         replica.discard(replica.keyspace)
         replica.sessions, replica.map.keyspace, replica.position = sessions, keyspace, self._position
         replica.map.leases = leases
@@ -367,14 +428,19 @@ class Restorer:
         if keyspace is not None:
             self._replica.discard(keyspace)
 
+    def _restore_custom(self, custom: StateMachine) -> None:
+        custom.activate(max(1, self._governance.versions.machine))
+        try:
+            custom.restore(iter(self._custom))
+        except BaseException:
+            custom.activate(max(1, self._replica.governance.versions.machine))
+            raise
+
     def _check_known(self) -> None:
-        custom = self._replica.custom
-        wanted = self._governance.versions
-        if wanted.commands > KNOWN_VERSION or (custom is not None and wanted.machine > custom.version):
+        if (unknown := self._replica.unknown(self._governance.versions)) is not None:
             raise UpgradeRequiredError(
-                f"the snapshot has state of version {wanted.commands} of replikv and {wanted.machine} of its"
-                f" StateMachine, and this peer knows {KNOWN_VERSION} and {custom.version if custom else 0}: start it"
-                " with the program that the others run"
+                f"the snapshot is of a cluster that goes on with {unknown}: start this peer with the program that the"
+                " others run; what it has on disk is whole"
             )
 
     def _head(self, chunk: bytes) -> None:

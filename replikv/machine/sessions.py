@@ -14,7 +14,7 @@ registration opens another session, which nobody uses, rather than reviving one 
 could then be executed a second time.
 
 The table is bounded: a registration beyond ``sessions_max`` evicts the session whose last command has the lowest
-position. Positions are those of the log, so every replica evicts the same.
+position, and so does a lower ``sessions_max``. Positions are those of the log, so every replica evicts the same.
 """
 
 from __future__ import annotations
@@ -113,10 +113,25 @@ class Sessions:
 
     def register(self, position: int, nonce: int, node_id: bytes) -> int:
         """Open the session whose id is ``position``, and evict the least recently used one if the table is full."""
-        if len(self.table) >= self.sessions_max:
-            del self.table[min(self.table, key=lambda session: self.table[session].used)]
+        self._evict(self.sessions_max - 1)
         self.table[position] = Session(nonce, node_id, position)
         return position
+
+    def limit(self, sessions_max: int) -> None:
+        """Keep to another ``sessions_max`` from now on; evicts the least recently used ones, if there are too many.
+
+        Whoever of them is alive opens another session with its next command: what was refused was not executed.
+        """
+        self.sessions_max = sessions_max
+        self._evict(sessions_max)
+
+    def _evict(self, left: int) -> None:
+        excess = len(self.table) - left
+        if excess == 1:
+            del self.table[min(self.table, key=lambda session: self.table[session].used)]
+        elif excess > 0:
+            for session in sorted(self.table, key=lambda session: self.table[session].used)[:excess]:
+                del self.table[session]
 
     def answer(
         self,

@@ -18,7 +18,20 @@ from replikv.raft.membership import ChangeKind, MemberChange, Membership, Member
 from replikv.storage.base import Identity
 from replikv.transport.base import Hello
 
-__all__ = ["LEARNER", "LEASE", "STORAGE", "VERSION", "VOLATILE", "ZONE", "Admission", "Refused", "cluster_id_of"]
+__all__ = [
+    "COMMANDS",
+    "GRANTED",
+    "LEARNER",
+    "LEASE",
+    "MACHINE",
+    "STORAGE",
+    "VERSION",
+    "VOLATILE",
+    "ZONE",
+    "Admission",
+    "Refused",
+    "cluster_id_of",
+]
 
 
 LEARNER: Final = "learner"
@@ -33,6 +46,10 @@ LEASE: Final = "lease"
 ``settings.lease_reads``."""
 VERSION: Final = "version"
 """The attribute that tells which replikv a member runs."""
+COMMANDS: Final = "commands"
+"""The attribute that tells up to which version a member knows replikv's commands, in decimal."""
+MACHINE: Final = "machine"
+"""The attribute that tells the version of a member's StateMachine, in decimal; missing without one."""
 GRANTED: Final = frozenset({LEARNER})
 """The attributes that the cluster gives a member, rather than the member itself."""
 
@@ -164,6 +181,14 @@ class Admission:
         for node_id in others[: max(0, len(others) - OTHERS_MAX)]:
             del self._hellos[node_id]
             del self._told[node_id]
+
+    def attributes_of(self, node_id: str) -> Mapping[str, str]:
+        """What a member says of itself: as it said last to this peer, else as it is recorded."""
+        hello = self._hellos.get(node_id)
+        if hello is not None:
+            return hello.attributes
+        record = self.membership.members.get(node_id)
+        return record.attributes if record is not None else {}
 
     def known_incarnation(self, node_id: str) -> str:
         """The incarnation that counts for the node, bound or only told so far; empty when there is none."""

@@ -14,7 +14,7 @@ from typing import Final
 from replikv.raft.lease import CLOCK_DRIFT_MAX
 from replikv.raft.roles import Role
 
-__all__ = ["Contact", "Following", "Observations", "SnapshotSending", "diagnose"]
+__all__ = ["Contact", "Divergence", "Following", "Observations", "SnapshotSending", "diagnose"]
 
 ANSWER_TIMEOUTS: Final = 1
 """Election timeouts within which a leader's heartbeats arrive and are answered: one without is what CheckQuorum calls
@@ -47,6 +47,9 @@ CLOCK_JUMP_S: Final = 1.0
 
 LEASE_JUMP_TIMEOUTS: Final = CLOCK_DRIFT_MAX
 """With lease reads, what clocks may be off over an election timeout, in parts of it."""
+
+QUOTA_SHARE: Final = 0.9
+"""How full the map may be, as a part of its limits, without a word."""
 
 RECENT_S: Final = 600.0
 """For how long a stall or a jump that is over is told of: as long as somebody who was alarmed by it looks for it."""
@@ -86,6 +89,19 @@ class Following:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Divergence:
+    """Another member whose replica was found to differ from this peer's."""
+
+    node_id: str
+    position: int
+    own: str
+    other: str
+    """The digests at that position."""
+    outvoted: bool
+    """Whether a majority of the voters agrees with this peer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Observations:
     """What a peer knows of itself, at one moment. The defaults are those of a peer that is well."""
 
@@ -116,6 +132,17 @@ class Observations:
     """Who would not have this peer, in their words: node id -> sentence."""
     refused: Mapping[str, str] = field(default_factory=dict)
     """Whom this peer would not have: node id -> sentence."""
+
+    divergences: Collection[Divergence] = ()
+    held_back_by: Mapping[str, str] = field(default_factory=dict)
+    """Who holds back a version of the commands that this peer knows: node id -> why, in words."""
+
+    # -- the map -------------------------------------------------------------------------------------------------------
+    state_bytes: int = 0
+    state_bytes_max: int = 1 << 62
+    keys: int = 0
+    keys_max: int = 1 << 62
+    """The limits are those that all replicas keep."""
 
     # -- this process --------------------------------------------------------------------------------------------------
     unapplied_entries: int = 0
@@ -208,6 +235,20 @@ def _joint(seen: Observations) -> Iterator[str]:
         )
     else:
         yield f"a membership change has been under way for {seen.membership_change_s:.1f} s; {remedy}"
+
+
+def _diverged(seen: Observations) -> Iterator[str]:
+    us = seen.node_id
+    for found in sorted(seen.divergences, key=lambda found: found.node_id):
+        them = found.node_id
+        where = f"at position {found.position} the digest of {us} is {found.own}, that of {them} {found.other}"
+        if found.outvoted:
+            yield f"the replica of {them} has diverged from a majority: {where}; it stops when it hears of it"
+        else:
+            yield (
+                f"the replicas of {us} and {them} differ, and nobody can tell which of them is right: {where}; restart"
+                " both, one after the other; if they differ again, remove the one that is wrong and let it join anew"
+            )
 
 
 # -- the others --------------------------------------------------------------------------------------------------------
@@ -312,6 +353,24 @@ def _proposals(seen: Observations) -> Iterator[str]:
         )
 
 
+def _held_back(seen: Observations) -> Iterator[str]:
+    for node_id, reason in sorted(seen.held_back_by.items()):
+        yield f"commands that {seen.node_id} knows wait for {node_id}, which {reason}"
+
+
+def _quota(seen: Observations) -> Iterator[str]:
+    if seen.state_bytes >= QUOTA_SHARE * seen.state_bytes_max:
+        yield (
+            f"the map takes {_size(seen.state_bytes)} of {_size(seen.state_bytes_max)}: puts that make it larger will"
+            " be refused; delete some keys, or raise Settings.state_bytes_max on every peer"
+        )
+    if seen.keys >= QUOTA_SHARE * seen.keys_max:
+        yield (
+            f"the map has {seen.keys:,} of {seen.keys_max:,} keys: puts of new ones will be refused; delete some, or"
+            " raise Settings.keys_max on every peer"
+        )
+
+
 # -- its disk ----------------------------------------------------------------------------------------------------------
 
 
@@ -344,6 +403,7 @@ _RULES: Final[tuple[Callable[[Observations], Iterable[str]], ...]] = (
     _no_leader,
     _no_quorum,
     _lease_clock,
+    _diverged,
     _refused,
     _disk_full,
     _joint,
@@ -356,6 +416,8 @@ _RULES: Final[tuple[Callable[[Observations], Iterable[str]], ...]] = (
     _snapshot_failed,
     _clock,
     _proposals,
+    _quota,
+    _held_back,
 )
 """Most important first. Lease reads on a clock that jumps stand high: there an answer may have been wrong, not late."""
 

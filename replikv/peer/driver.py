@@ -20,12 +20,15 @@ from replikv.errors import ClusterClosedError, InternalError, UnavailableError
 from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.applier import Applier
+from replikv.peer.auditor import Auditor
 from replikv.peer.barriers import Barriers
+from replikv.peer.governor import Governor
 from replikv.peer.handover import Handover
 from replikv.peer.lease_clock import LeaseClock
 from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import (
+    Digest,
     Forwarded,
     MalformedFrameError,
     Moved,
@@ -84,6 +87,8 @@ class Driver:
         self.proposals = proposals
         self.barriers = barriers
         self.steward = Steward(node, admission, settings)
+        self.governor = Governor(settings, node, replica, admission)
+        self.auditor = Auditor(node_id, replica, admission, transport)
         self._handover = Handover(settings, node, transport, replica, proposals, randomness.getrandbits(62))
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
@@ -207,6 +212,8 @@ class Driver:
             self._ticks_due = 0
             self._tick()
         self._note_route()
+        if self.node.raft.role is Role.LEADER:
+            self.governor.look(self.ticks)
         self._handover.hand_over()
         if commit_untold:
             self.node.tell_commit()
@@ -234,6 +241,8 @@ class Driver:
                 self._handover.take_refusal(content)
             elif isinstance(content, Moved):
                 self._moved(content)
+            elif isinstance(content, Digest):
+                self.auditor.take(sender, content)
             elif isinstance(content, SnapshotHeader):
                 self._log.warning("malformed frame", sender=sender, reason="a snapshot belongs on a channel")
 
@@ -251,6 +260,7 @@ class Driver:
             self.steward.tick(self.ticks)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
+        self.auditor.tick()
         self.replica.trim(TRIMMED_PER_TICK)
 
     def _note_route(self) -> None:

@@ -13,7 +13,6 @@ import structlog
 from replikv.errors import InternalError
 from replikv.machine.commands import encode_compact
 from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
-from replikv.machine.governance import KNOWN_VERSION, Versions, encode_upgrade
 from replikv.machine.replica import Replica
 from replikv.peer.compactor import Compactor
 from replikv.peer.proposals import Proposals
@@ -66,8 +65,6 @@ class Handover:
         self._outstanding: dict[int, tuple[int, Callable[[], None]]] = {}
         # No command is handed over before this tick: the last try was refused or could not be sent.
         self._hold_until_ticks = 0
-        # Whether an UPGRADE was proposed in this leadership.
-        self._upgrade_proposed = False
         self._compactor = Compactor(settings)
         self._log = structlog.get_logger(component="handover").bind(node=node.raft.id)
 
@@ -86,7 +83,6 @@ class Handover:
 
     def begin_anew(self) -> None:
         """Leader or term have changed."""
-        self._upgrade_proposed = False
         self._compactor.begin_anew()
         self._hold_until_ticks = 0
 
@@ -141,6 +137,9 @@ class Handover:
     def _own_batch(self) -> Batch | None:
         """What this peer's tasks want done, as much as fits an entry."""
         proposals, settings = self._proposals, self._settings
+        seals = proposals.take_seals(self._ticks)
+        if seals is not None:
+            return Batch(*seals)
         registration = proposals.take_registration(self._ticks)
         if registration is not None:
             return Batch(pack_commands([registration]), proposals.registration_lost)
@@ -151,8 +150,6 @@ class Handover:
 
     def _propose(self) -> None:
         batches, self._forwarded = self._forwarded, []
-        if (upgrade := self._upgrade_command()) is not None:
-            batches.insert(0, upgrade)
         if (floor := self._floor_command()) is not None:
             batches.append(floor)
         if self._ticks >= self._hold_until_ticks:
@@ -185,17 +182,6 @@ class Handover:
                 self.hold()
                 return
             self._outstanding[self._batch] = (self._ticks, own.dropped)
-
-    def _upgrade_command(self) -> Batch | None:
-        if self._upgrade_proposed or self._replica.governance.versions.commands >= KNOWN_VERSION:
-            return None
-        self._upgrade_proposed = True
-        upgrade = encode_upgrade(Versions(KNOWN_VERSION, 0))
-
-        def dropped() -> None:
-            self._upgrade_proposed = False
-
-        return Batch(pack_commands([Envelope(CommandKind.CLUSTER, 0, 0, 0, upgrade).encode()]), dropped)
 
     def _floor_command(self) -> Batch | None:
         """The leader's command that moves the history floor. It is harmless when repeated, and so needs no session."""

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import trio
 
-from replikv.errors import ConfigurationError, WrongClusterError
+from replikv.errors import ConfigurationError, UpgradeRequiredError, WrongClusterError
 from replikv.peer.admission import Refused
 from replikv.peer.protocol import MalformedFrameError
 from replikv.peer.reconfigurator import Reconfigurator
@@ -84,6 +84,7 @@ class Joiner:
         Raises:
             WrongClusterError: the node id is taken, or its disk was lost, or it is another cluster.
             ConfigurationError: an address, or something else in the request, makes no sense.
+            UpgradeRequiredError: the cluster uses commands that this program does not know.
             StorageError: of the own disk.
         """
         incarnation = await blocking(storage, storage.draw_incarnation)
@@ -99,6 +100,8 @@ class Joiner:
                 return
             if denied.denial is Denial.MISTAKE:
                 raise ConfigurationError(denied.reason)
+            if denied.denial is Denial.VERSION:
+                raise UpgradeRequiredError(f"{address} refused {self._node_id}: {denied.reason}")
             taken = denied.reason.startswith(Refused.NODE_ID) and trio.current_time() < taken_until
             if denied.denial is Denial.IDENTITY and not taken:
                 raise WrongClusterError(f"{address} refused {self._node_id}: {denied.reason}")

@@ -22,7 +22,7 @@ from replikv.errors import (
 )
 from replikv.machine.base import StateMachine
 from replikv.machine.replica import Replica
-from replikv.peer.admission import LEARNER, LEASE, STORAGE, VERSION, VOLATILE, ZONE, Refused
+from replikv.peer.admission import COMMANDS, LEARNER, LEASE, MACHINE, STORAGE, VERSION, VOLATILE, ZONE, Refused
 from replikv.peer.barriers import Barriers
 from replikv.peer.doctor import diagnose
 from replikv.peer.driver import Driver
@@ -30,6 +30,7 @@ from replikv.peer.failures import sole_error
 from replikv.peer.joiner import Joiner, compare, serve_joiner
 from replikv.peer.life import Life
 from replikv.peer.observer import Observer
+from replikv.peer.outcomes import Outcome, outcome_of
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import MalformedFrameError, SnapshotHeader, decode
 from replikv.peer.requests import is_request
@@ -86,6 +87,8 @@ class Peer:
             VERSION: version,
             STORAGE: VOLATILE if isinstance(storage, VolatileStorage) else "",
             LEASE: f"{settings.election_timeout_s:g}" if settings.lease_reads else "",
+            COMMANDS: str(self.replica.known.commands),
+            MACHINE: str(self.replica.known.machine) if machine is not None else "",
         }
         self._attributes = {name: value for name, value in attributes.items() if value}
         self.node_id = node_id = joining.node_id if joining is not None else own_identity(storage).node_id
@@ -403,6 +406,13 @@ class Peer:
         if deadline is not None:
             return driver.proposals.submit_hurried(kind, payload, min(deadline, driver.deadline()))
         return driver.proposals.submit(kind, payload, driver.deadline())
+
+    async def outcome(self, token: tuple[int, int]) -> Outcome:
+        """As :meth:`Cluster.outcome`."""
+        self.check_open()
+        driver = self._driver
+        driver.wake()
+        return outcome_of(token, await driver.proposals.settle(token, driver.deadline()))
 
     async def barrier(self) -> None:
         """As :meth:`Replicator.barrier`."""

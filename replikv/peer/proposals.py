@@ -21,9 +21,10 @@ from typing import Any, Final
 import outcome
 import trio
 
-from replikv.errors import InternalError, OutcomeUnknownError
-from replikv.machine.envelope import CommandKind, Envelope, Status, pack_head
+from replikv.errors import InternalError, OutcomeUnknownError, UnavailableError
+from replikv.machine.envelope import CommandKind, Envelope, Status, pack_commands, pack_head
 from replikv.machine.sessions import WINDOW, Sessions
+from replikv.peer.outcomes import Seals
 
 __all__ = ["Proposal", "Proposals"]
 
@@ -81,6 +82,7 @@ class Proposals:
         self._registration_handed_ticks: int | None = None
         self._next_sequence = 1
         self._low = 1
+        self._seals = Seals(randomness)
 
     # -- the caller's --------------------------------------------------------------------------------------------------
 
@@ -112,6 +114,17 @@ class Proposals:
 
         result: bytes = await trio.lowlevel.wait_task_rescheduled(abort)
         return result
+
+    async def settle(self, token: tuple[int, int], deadline: float) -> bytes:
+        """The answer of a seal: see outcomes.py. The driver must be woken before.
+
+        What is settled may be forgotten: it need not hold the mark any more.
+        """
+        answer = await self._seals.ask(token, deadline)
+        session, sequence = token
+        if session == self.session:
+            self._unsettled.pop(sequence, None)
+        return answer
 
     # -- handing over --------------------------------------------------------------------------------------------------
 
@@ -157,6 +170,13 @@ class Proposals:
             parts += (pack_head(len(payload), proposal.kind, session, proposal.sequence, low), payload)
         return b"".join(parts)
 
+    def take_seals(self, now_ticks: int) -> tuple[bytes, Callable[[], None]] | None:
+        """The seals to hand over now, packed as in an entry, and what to do when they are not taken; or None."""
+        if not self._seals.waiting:
+            return None
+        nonces, commands = self._seals.take(now_ticks, self.session, self._advance_low())
+        return pack_commands(commands), lambda: self._seals.give_back(nonces)
+
     def take_registration(self, now_ticks: int) -> bytes | None:
         """The command that registers this peer's session, unless there is one or it is on its way."""
         if self.session or self._registration_handed_ticks is not None:
@@ -184,9 +204,11 @@ class Proposals:
         """The leader has changed, or the way to it: whatever is under way may be lost."""
         self._again = deque(self._handed.values())
         self._registration_handed_ticks = None
+        self._seals.hand_all_again()
 
     def hand_overdue_again(self, before_ticks: int) -> None:
         """What was handed over before that tick and has no answer yet goes again."""
+        self._seals.hand_overdue_again(before_ticks)
         first = next(iter(self._handed.values()), None)
         if first is not None and first.handed_ticks < before_ticks and not self._again:
             self._again = deque(p for p in self._handed.values() if p.handed_ticks < before_ticks)
@@ -196,6 +218,8 @@ class Proposals:
     @property
     def waiting(self) -> bool:
         """Whether anything could be handed over now."""
+        if self._seals and self._seals.waiting:
+            return True
         if not self.session:
             return self._registration_handed_ticks is None
         return bool(self._again) or (bool(self._queue) and len(self._handed) < self._in_flight_max)
@@ -209,6 +233,8 @@ class Proposals:
 
     def applied(self, commands: Sequence[bytes], results: Sequence[bytes]) -> None:
         """The replica has applied these commands of the log; those of this session are answered."""
+        if self._seals:
+            self._seals.applied(commands, results)
         if not self.session:
             self._find_registration(commands, results)
             return
@@ -251,6 +277,14 @@ class Proposals:
             self._again.append(proposal)
             self._unsettled.clear()
             self.crowded = True
+        elif status == Status.SEALED:
+            del self._handed[proposal.sequence]
+            sealed = (
+                f"command {proposal.sequence} of session {self.session} was not applied, and never will be: somebody"
+            )
+            self._fail(
+                proposal, UnavailableError(f"{sealed} asked for its outcome before; it is safe to send it again")
+            )
         else:
             error = InternalError(f"command {proposal.sequence} of session {self.session}: {Status(status).name}")
             del self._handed[proposal.sequence]
@@ -307,6 +341,9 @@ class Proposals:
 
     def expire(self, now: float, surely_not: Callable[[], Exception], why: Callable[[], str]) -> None:
         """Tell everybody whose time is up: ``surely_not`` makes the error of who was never handed over."""
+        self._seals.expire(
+            now, lambda: UnavailableError(f"the outcome is not settled: {why()}; ask again, which is harmless")
+        )
         queue = self._queue
         while queue and (queue[0].task is None or queue[0].deadline <= now):
             self._fail(queue.popleft(), surely_not)
@@ -333,6 +370,7 @@ class Proposals:
 
     def fail_all(self, surely_not: Callable[[], Exception], why: str) -> None:
         """The peer stops: tell everybody."""
+        self._seals.expire(float("inf"), surely_not)
         self.expire(float("inf"), surely_not, lambda: why)
 
     def _fail(self, proposal: Proposal, error: Exception | Callable[[], Exception]) -> None:
@@ -344,7 +382,7 @@ class Proposals:
     def _unknown(session: int, sequence: int, why: str) -> OutcomeUnknownError:
         return OutcomeUnknownError(
             f"command {sequence} of session {session} may have been applied, or may yet be: {why};"
-            " read what it was to change before you send it again",
+            " settle that with cluster.outcome(error.token) before you send it again",
             (session, sequence),
         )
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple, TypeAlias
 
 from replikv.errors import InternalError
+from replikv.machine.digests import DIGEST_BYTES, StateDigest
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.log import check_slice
 from replikv.raft.membership import Membership
@@ -32,6 +33,7 @@ from replikv.raft.messages import (
 )
 
 __all__ = [
+    "Digest",
     "Forwarded",
     "FrameKind",
     "MalformedFrameError",
@@ -39,6 +41,7 @@ __all__ = [
     "Refusal",
     "SnapshotHeader",
     "decode",
+    "encode_digest",
     "encode_forwarded",
     "encode_message",
     "encode_moved",
@@ -67,6 +70,7 @@ class FrameKind(enum.IntEnum):
     FORWARDED = 32
     REFUSAL = 33
     MOVED = 34
+    DIGEST = 35
     SNAPSHOT_HEADER = 64
 
 
@@ -92,6 +96,15 @@ class Moved(NamedTuple):
     address: str
 
 
+class Digest(NamedTuple):
+    """The digest of the sender's replica at a position: see machine/digests.py."""
+
+    format: int
+    """How it was made."""
+    position: int
+    digest: StateDigest
+
+
 class SnapshotHeader(NamedTuple):
     """The first frame of a snapshot channel: in whose term it is sent, and what follows."""
 
@@ -99,7 +112,7 @@ class SnapshotHeader(NamedTuple):
     snapshot: SnapshotMetadata
 
 
-Content: TypeAlias = Message | Forwarded | Refusal | Moved | SnapshotHeader
+Content: TypeAlias = Message | Forwarded | Refusal | Moved | Digest | SnapshotHeader
 """What a frame may hold."""
 
 MOVED_BYTES_MAX: Final = 4096
@@ -117,6 +130,7 @@ _READ_INDEX: Final = struct.Struct(">BQB")  # kind, context, hops; then who aske
 _READ_INDEX_RESPONSE: Final = struct.Struct(">BQQ")  # kind, context, index
 _TERM: Final = struct.Struct(">BQ")  # kind, term
 _BATCH: Final = struct.Struct(">BQ")  # kind, batch
+_DIGEST: Final = struct.Struct(f">BBQ{DIGEST_BYTES}s{DIGEST_BYTES}s")  # kind, format, position; state, machine
 _SNAPSHOT: Final = struct.Struct(">BQQQ")  # kind, term, index, term of the index; then the membership
 
 
@@ -195,6 +209,11 @@ def encode_refusal(batch: int, leader: str) -> bytes:
 def encode_moved(moved: Moved) -> bytes:
     """The frame of :class:`Moved`."""
     return bytes([FrameKind.MOVED]) + json.dumps(moved, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_digest(digest: Digest) -> bytes:
+    """The frame of :class:`Digest`."""
+    return _DIGEST.pack(FrameKind.DIGEST, digest.format, digest.position, *digest.digest)
 
 
 def encode_snapshot_header(header: SnapshotHeader) -> bytes:
@@ -316,6 +335,11 @@ def _decode_moved(frame: bytes, _sender: str, _to: str) -> Moved:
     return Moved(*words)
 
 
+def _decode_digest(frame: bytes, _sender: str, _to: str) -> Digest:
+    _, made, position, state, machine = _DIGEST.unpack_from(frame)  # another format may have more
+    return Digest(made, position, StateDigest(state, machine))
+
+
 def _decode_refusal(frame: bytes, _sender: str, _to: str) -> Refusal:
     _, batch = _BATCH.unpack_from(frame)
     return Refusal(batch, frame[_BATCH.size :].decode())
@@ -344,5 +368,6 @@ _DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Content]]] = {
     FrameKind.FORWARDED: _decode_forwarded,
     FrameKind.REFUSAL: _decode_refusal,
     FrameKind.MOVED: _decode_moved,
+    FrameKind.DIGEST: _decode_digest,
     FrameKind.SNAPSHOT_HEADER: _decode_snapshot_header,
 }

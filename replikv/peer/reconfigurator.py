@@ -218,6 +218,8 @@ class Reconfigurator:
             return denied
         if request.cluster_id and (denied := self._compare(request.cluster_id, request.node_id)) is not None:
             return denied
+        if (reason := driver.governor.too_old(request.attributes)) is not None:
+            return Denied(Denial.VERSION, reason)
         record = driver.node.raft.tracker.membership.members.get(request.node_id)
         if record is not None and self._is_known(record, request):
             return self._accepted()

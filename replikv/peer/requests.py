@@ -41,7 +41,7 @@ NODE_ID_BYTES_MAX: Final = 128
 WORD_BYTES_MAX: Final = 512
 """An address or an attribute of a newcomer; a host name has at most 253."""
 ATTRIBUTES_MAX: Final = 32
-"""Ours are four; the rest is room for those of later versions."""
+"""Ours are six; the rest is room for those of later versions."""
 
 REQUEST: Final = 65
 ANSWER: Final = 66
@@ -91,6 +91,8 @@ class Denial(enum.StrEnum):
     """The request makes no sense for this cluster."""
     IDENTITY = "identity"
     """The newcomer is not who it says it is: a taken node id, a lost disk, another cluster."""
+    VERSION = "version"
+    """The newcomer's program does not know all that the cluster uses."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

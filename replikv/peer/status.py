@@ -51,6 +51,10 @@ class Status:
     members: Mapping[str, Member]
     progress: Mapping[str, Progress]
     """On the leader, what it knows of each other member; empty elsewhere."""
+    commands_version: int
+    """Up to which version replikv's commands take effect: what every member knows."""
+    machine_version: int
+    """Of the application's StateMachine, likewise; 0 without one."""
 
 
 def status_of(identity: Identity, driver: Driver) -> Status:
@@ -81,4 +85,6 @@ def status_of(identity: Identity, driver: Driver) -> Status:
                 if leading and node_id != identity.node_id
             }
         ),
+        commands_version=driver.replica.governance.versions.commands,
+        machine_version=driver.replica.governance.versions.machine,
     )

@@ -51,7 +51,8 @@ class Store(Watching):
 
     - EncodingError, or ValueTooLargeError: the key or the value cannot be stored; nothing was proposed;
     - UnavailableError: surely not applied within ``settings.request_timeout_s``;
-    - OutcomeUnknownError: may have been applied, or may be later;
+    - OutcomeUnknownError: may have been applied, or may be later: ``cluster.outcome(error.token)`` settles it;
+    - QuotaExceededError: the map would grow over a limit of the cluster; deletes, and puts that shrink it, still work;
     - ClusterClosedError.
 
     One that is cancelled may have been applied, or may be later. *Revisions* count the commands that changed something.
@@ -195,7 +196,7 @@ class Store(Watching):
         """
         if not isinstance(mapping, Mapping):
             raise EncodingError(f"update takes a mapping, not {type(mapping).__qualname__}: make it a dict")
-        count, limit = len(mapping), self._settings.operations_per_command_max
+        count, limit = len(mapping), self._operations_max()
         if count > limit:
             raise ValueTooLargeError(
                 f"an update of {count} keys, at most {limit} are atomic: split it, or raise operations_per_command_max"
@@ -222,7 +223,7 @@ class Store(Watching):
         revision, in key order. When one of them fails the earlier ones have taken effect: call it again.
         """
         data = self._key(check_text("prefix", prefix))
-        payload = commands.encode_delete_prefix(data, self._settings.operations_per_command_max)
+        payload = commands.encode_delete_prefix(data, self._operations_max())
         deleted = 0
         while True:
             step = commands.decode_delete_prefix_result(await self._run(payload))
@@ -343,6 +344,10 @@ class Store(Watching):
         if type(key) is not str:  # no subclass: it would come back as another type
             raise EncodingError(f"keys are str, not {type(key).__qualname__}: {key!r:.100}")
         return encode_key(self._prefix + key, self._key_bytes_max)
+
+    def _operations_max(self) -> int:
+        """Changes in one command: what all replicas keep to, whatever this peer's settings say."""
+        return self._replicator.replica.governance.limits.operations
 
     def _check_size(self, size: int) -> None:
         limit = self._settings.command_bytes_max

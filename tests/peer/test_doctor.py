@@ -8,7 +8,15 @@ from typing import Any
 
 import pytest
 
-from replikv.peer.doctor import BEHIND_ENTRIES, Contact, Following, Observations, SnapshotSending, diagnose
+from replikv.peer.doctor import (
+    BEHIND_ENTRIES,
+    Contact,
+    Divergence,
+    Following,
+    Observations,
+    SnapshotSending,
+    diagnose,
+)
 from replikv.settings import Settings
 
 WELL = Observations(
@@ -97,6 +105,8 @@ def having(base: Observations, **changes: Any) -> Observations:
         pytest.param(having(WELL, disk_needed_bytes=1 << 20), id="a disk of unknown room"),
         pytest.param(having(WELL, proposals_in_flight=9, proposals_max=10), id="nearly as many operations as may be"),
         pytest.param(having(WELL, proposals_in_flight=9), id="a limit that is not known"),
+        pytest.param(having(WELL, state_bytes=899, state_bytes_max=1000), id="a map that is nearly nine tenths full"),
+        pytest.param(having(WELL, keys=89, keys_max=100), id="nearly nine tenths of the keys"),
     ],
 )
 def test_a_peer_that_is_well_has_nothing_to_say(observations: Observations) -> None:
@@ -435,3 +445,54 @@ def test_the_most_important_comes_first() -> None:
 def test_far_behind_is_where_the_log_may_end() -> None:
     """The constant follows the setting that it stands for."""
     assert Settings().trailing_entries == BEHIND_ENTRIES
+
+
+def diverged(node_id: str, *, outvoted: bool) -> Divergence:
+    return Divergence(node_id=node_id, position=64, own="0a", other="0b", outvoted=outvoted)
+
+
+@pytest.mark.parametrize(
+    ("observations", "reasons"),
+    [
+        pytest.param(
+            having(WELL, divergences=[diverged("c", outvoted=True)]),
+            "the replica of c has diverged from a majority: at position 64 the digest of a is 0a, that of c 0b;"
+            " it stops when it hears of it",
+            id="another one has diverged",
+        ),
+        pytest.param(
+            having(WELL, divergences=[diverged("c", outvoted=False), diverged("b", outvoted=False)]),
+            "\n".join(
+                f"the replicas of a and {other} differ, and nobody can tell which of them is right: at position 64 the"
+                f" digest of a is 0a, that of {other} 0b; restart both, one after the other; if they differ again,"
+                " remove the one that is wrong and let it join anew"
+                for other in "bc"
+            ),
+            id="nobody can tell who has",
+        ),
+        pytest.param(
+            having(WELL, held_back_by={"c": "has never said what it knows: start it once, or remove it"}),
+            "commands that a knows wait for c, which has never said what it knows: start it once, or remove it",
+            id="an upgrade is held back",
+        ),
+        pytest.param(
+            having(WELL, state_bytes=9 << 30, state_bytes_max=10 << 30, keys=1_800_000, keys_max=2_000_000),
+            "the map takes 9.0 GiB of 10.0 GiB: puts that make it larger will be refused; delete some keys, or raise"
+            " Settings.state_bytes_max on every peer\n"
+            "the map has 1,800,000 of 2,000,000 keys: puts of new ones will be refused; delete some, or raise"
+            " Settings.keys_max on every peer",
+            id="a map that is nearly full",
+        ),
+    ],
+)
+def test_what_concerns_the_state(observations: Observations, reasons: str) -> None:
+    """Replicas that differ, versions that wait, limits that are near: each with what to do."""
+    assert reasons == "\n".join(diagnose(observations))
+
+
+def test_replicas_that_differ_stand_before_what_is_merely_slow() -> None:
+    """An answer may be wrong, not late."""
+    reasons = diagnose(having(WELL, divergences=[diverged("c", outvoted=False)], disk_full=True, keys=9, keys_max=10))
+    assert ["differ", "is full", "keys"] == [
+        word for reason, word in zip(reasons, ("differ", "is full", "keys"), strict=True) if word in reason
+    ]

@@ -13,8 +13,9 @@ import trio
 from replikv.errors import ClusterClosedError
 from replikv.machine import commands
 from replikv.machine.envelope import CommandKind, Envelope
-from replikv.machine.governance import KNOWN_VERSION, Versions, encode_upgrade
+from replikv.machine.governance import KNOWN_VERSION, Versions, encode_set_limits, encode_upgrade
 from replikv.machine.replica import Replica
+from replikv.peer.governor import limits_of
 from replikv.settings import Settings
 
 NONCE = 7
@@ -40,7 +41,8 @@ class LocalReplicator:
         self._listeners: list[Callable[[], None]] = []
         self._wake = trio.Event()
         upgrade = encode_upgrade(Versions(KNOWN_VERSION, 0))
-        self._apply(Envelope(CommandKind.CLUSTER, 0, 0, 0, upgrade).encode())
+        for payload in (upgrade, encode_set_limits(limits_of(self.settings))):
+            self._apply(Envelope(CommandKind.CLUSTER, 0, 0, 0, payload).encode())
         result = self._apply(Envelope(CommandKind.REGISTER, 0, NONCE, 0, b"local").encode())
         self.session = int.from_bytes(result[1:])
 
