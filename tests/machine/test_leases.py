@@ -1,4 +1,4 @@
-"""The table of leases, and the keys attached to them: what the commands do, and that no record names what is not there."""
+"""The table of leases, and the keys attached to them: what the commands do, and that no record names what is gone."""
 
 from __future__ import annotations
 
