@@ -262,9 +262,8 @@ class Driver:
         self.lessee.expire(now, self._unasked)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
-        overdue = self.ticks - max(2, election_ticks // 2)
-        self.barriers.give_up_rounds(overdue)
-        self.lessee.ask_again(overdue)
+        self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
+        self.lessee.tick(self.ticks, election_ticks)
         self._handover.tick(self.ticks)
         if self.node.raft.role is Role.LEADER:
             self.steward.tick(self.ticks)
