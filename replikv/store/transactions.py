@@ -29,9 +29,10 @@ from replikv.machine.values import decode_value
 from replikv.settings import Settings
 from replikv.store.arguments import check_count
 from replikv.store.entry import Entry
+from replikv.store.leases import Lease
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
-from replikv.store.txn import Leased, Lowering, range_of
+from replikv.store.txn import Lowering, range_of
 
 __all__ = ["Transaction", "run_transaction"]
 
@@ -144,7 +145,7 @@ class Transaction:
 
     # -- writes --------------------------------------------------------------------------------------------------------
 
-    def put(self, key: str, value: Any, *, lease: int | Leased | None = None) -> None:
+    def put(self, key: str, value: Any, *, lease: Lease | int | None = None) -> None:
         """Set a key when the transaction is committed. Raises EncodingError and ValueTooLargeError."""
         self._check_open()
         put = self._lowering.put(key, value, lease)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from typing import Any, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from replikv.errors import ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine import choices
@@ -15,6 +15,7 @@ from replikv.machine.values import decode_value, encode_value
 from replikv.settings import Settings
 from replikv.store.arguments import check_count, check_text
 from replikv.store.entry import ABSENT, Absent, Entry
+from replikv.store.leases import Lease, lease_id
 
 __all__ = [
     "Compare",
@@ -22,14 +23,12 @@ __all__ = [
     "DeleteRange",
     "Get",
     "GetRange",
-    "Leased",
     "Lowering",
     "Operation",
     "Operator",
     "Put",
     "Txn",
     "TxnResult",
-    "lease_number",
     "raise_result",
     "range_of",
 ]
@@ -42,25 +41,6 @@ _RELATIONS: Final[dict[str, Relation]] = {
     "<": Relation.LESS,
     ">": Relation.GREATER,
 }
-
-
-class Leased(Protocol):
-    """A lease, as far as keys are put with it."""
-
-    @property
-    def id(self) -> int:
-        """Its number."""
-        ...
-
-
-def lease_number(lease: int | Leased | None) -> int:
-    """The number of a lease in commands, 0 for none. Raises ConfigurationError for what is no lease."""
-    if lease is None:
-        return 0
-    number = lease if isinstance(lease, int) else getattr(lease, "id", None)
-    if type(number) is not int or not 0 < number < 2**64:
-        raise ConfigurationError(f"lease= takes a lease or its id, not {lease!r:.100}")
-    return number
 
 
 # -- what is compared --------------------------------------------------------------------------------------------------
@@ -164,14 +144,14 @@ class Compare:
         cls,
         key: str | None,
         operator: Operator,
-        lease: int | Leased | None,
+        lease: Lease | int | None,
         *,
         prefix: str | None = None,
         start: str | None = None,
         stop: str | None = None,
     ) -> Compare:
         """The lease that the key vanishes with, or its id; None for a key without one, or that is absent."""
-        number = 0 if lease == 0 else lease_number(lease)
+        number = lease.id if isinstance(lease, Lease) else 0 if lease == 0 else lease_id(lease)
         return cls(Target.LEASE, key, operator, number, prefix, start, stop)
 
 
@@ -184,7 +164,7 @@ class Put:
 
     key: str
     value: Any
-    lease: int | Leased | None = None
+    lease: Lease | int | None = None
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -294,9 +274,9 @@ class Lowering:
         """A value, encoded."""
         return encode_value(value, self._settings.value_bytes_max)
 
-    def put(self, key: str, value: Any, lease: int | Leased | None) -> choices.Put:
+    def put(self, key: str, value: Any, lease: Lease | int | None) -> choices.Put:
         """A put, for the machine."""
-        return choices.Put(self.key(key), self.value(value), lease_number(lease))
+        return choices.Put(self.key(key), self.value(value), lease_id(lease))
 
     def _choice(self, txn: Txn, depth: int) -> tuple[Choice, Txn]:
         if depth > DEPTH_MAX:

@@ -99,23 +99,22 @@ async def test_a_scope_is_kept_to(store: Store) -> None:
     assert {"a/x": 1, "b/y": 4, "c/x": 3} == dict(store.items())
 
 
-async def test_leases_in_transactions(store: Store, replicator: LocalReplicator) -> None:
-    """Keys are put with them and compared by them, by id or by whatever has one; one that is gone is refused."""
-
-    class Held:
-        id = 1
-
-    replicator.sweep(encode_grant(10_000))
-    held = Held()
-    assert await store.txn([Compare.lease("a", "==", None)], [Put("a", 1, lease=held), Put("b", 2, lease=1)])
-    assert 1 == store.entry("a").lease
-    assert await store.txn([Compare.lease("a", "==", held), Compare.lease(None, "==", 1, prefix="")], [])
-    assert not await store.txn([Compare.lease("a", "!=", 1)], [])
-    with pytest.raises(LeaseExpiredError, match="there is no lease 7"):
-        await store.txn([], [Put("c", 1), Put("d", 1, lease=7)])
-    assert "c" not in store
+async def test_leases_in_transactions(store: Store) -> None:
+    """Keys are put with them and compared by them, as leases or by id; one that is gone is refused."""
+    async with store.lease() as held:
+        puts = [Put("a", 1, lease=held), Put("b", 2, lease=held.id)]
+        assert await store.txn([Compare.lease("a", "==", None)], puts)
+        assert held.id == store.entry("a").lease
+        assert await store.txn([Compare.lease("a", "==", held), Compare.lease(None, "==", held.id, prefix="")], [])
+        assert not await store.txn([Compare.lease("a", "!=", held.id)], [])
+        with pytest.raises(LeaseExpiredError, match="there is no lease 7"):
+            await store.txn([], [Put("c", 1), Put("d", 1, lease=7)])
+        assert "c" not in store
+    assert not await store.txn([Compare.lease("a", "==", held)], [])
+    with pytest.raises(LeaseExpiredError, match="its block has been left"):
+        await store.txn([], [Put("a", 1, lease=held)])
     for lease in (0, -1, True, "x", 2**64):
-        with pytest.raises(ConfigurationError, match="lease= takes a lease or its id"):
+        with pytest.raises(ConfigurationError, match=r"a lease is what store\.lease\(\) or grant_lease\(\) gave"):
             await store.txn([], [Put("c", 1, lease=lease)])  # type: ignore[arg-type]  # that is the mistake
 
 
