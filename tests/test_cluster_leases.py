@@ -243,11 +243,11 @@ async def test_ten_thousand_leases_end_by_themselves(autojump_clock: trio.abc.Cl
 
 async def test_a_large_lease_survives_a_restart_of_everybody(autojump_clock: trio.abc.Clock, tmp_path: Path) -> None:
     """It is in snapshots, ending or not; whoever leads then goes on with it."""
-    async with running(disks=tmp_path, operations_per_command_max=10) as peers:
+    async with running(disks=tmp_path, operations_per_command_max=100) as peers:
         leader = await peers.leader()
         lease = await leader.store.grant_lease(5.0)
-        for start in range(0, 3000, 10):
-            await leader.store.update({f"{number:04}": 0 for number in range(start, start + 10)}, lease=lease)
+        for start in range(0, 3000, 100):
+            await leader.store.update({f"{number:04}": 0 for number in range(start, start + 100)}, lease=lease)
             await leader.store.keep_alive(lease)
         await leader.snapshot()
         for node_id in "abc":
