@@ -28,12 +28,14 @@ from replikv.errors import (
     ValueTooLargeError,
     WrongClusterError,
 )
+from replikv.leadership import Leadership
 from replikv.machine.base import StateMachine
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
 from replikv.storage.backups import Backup
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
+from replikv.store.leases import Lease, LeaseStatus
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
 from replikv.store.transactions import Transaction
@@ -66,7 +68,10 @@ __all__ = [
     "Hello",
     "InternalError",
     "LaggedError",
+    "Leadership",
+    "Lease",
     "LeaseExpiredError",
+    "LeaseStatus",
     "Member",
     "MemoryNetwork",
     "MemoryTransport",

@@ -18,6 +18,20 @@ EXPECTED = {
         r"restored: \{'name': 'Bob', 'key': b'\\x00\\xff'\}",
         r"its next revision is 1000000002",
     ],
+    "leading.py": [
+        r"a leads, with token \d+",
+        r"a does not lead any more: the leadership 'bookkeeper' was lost",
+        r"b leads, with token \d+",
+        r"a late write with a's token is refused",
+        r"a is back, behind c in the line, and b goes on",
+    ],
+    "leases.py": [
+        r"a sees presence/c: at work",
+        r"all three are there",
+        r"b has left its block, and a sees its key go",
+        r"c stops: lease \d could not be kept alive",
+        r"c was cut off, and a sees its key go, too",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",

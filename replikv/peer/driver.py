@@ -23,10 +23,15 @@ from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.handover import Handover
 from replikv.peer.lease_clock import LeaseClock
+from replikv.peer.leasing import Leasing
+from replikv.peer.lessee import Lessee
+from replikv.peer.lessor import Lessor
 from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import (
     Forwarded,
+    LeaseAnswers,
+    LeaseQuestions,
     MalformedFrameError,
     Moved,
     Refusal,
@@ -70,6 +75,7 @@ class Driver:
         admission: Admission,
         proposals: Proposals,
         barriers: Barriers,
+        lessee: Lessee,
         listeners: list[Callable[[], None]],
         send_snapshot: Callable[[str, int, int], None],
         membership_applied: Callable[[Membership], None],
@@ -84,7 +90,9 @@ class Driver:
         self.proposals = proposals
         self.barriers = barriers
         self.steward = Steward(node, admission, settings)
-        self._handover = Handover(settings, node, transport, replica, proposals, randomness.getrandbits(62))
+        lessor = Lessor(replica, settings.election_timeout_s, 1 << 63 | randomness.getrandbits(62))
+        self.leasing = Leasing(node, transport, lessee, lessor)
+        self._handover = Handover(settings, node, transport, replica, proposals, lessor, randomness.getrandbits(62))
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
         self.taker = SnapshotTaker(
@@ -232,6 +240,8 @@ class Driver:
                 self._handover.take_forwarded(sender, content)
             elif isinstance(content, Refusal):
                 self._handover.take_refusal(content)
+            elif isinstance(content, LeaseQuestions | LeaseAnswers):
+                self.leasing.take(sender, content)
             elif isinstance(content, Moved):
                 self._moved(content)
             elif isinstance(content, SnapshotHeader):
@@ -243,12 +253,15 @@ class Driver:
         now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
         self.barriers.expire(now, self._unanswered)
+        self.leasing.lessee.expire(now, self._unasked)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
         self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
+        self.leasing.lessee.tick(self.ticks, election_ticks)
         self._handover.tick(self.ticks)
         if self.node.raft.role is Role.LEADER:
             self.steward.tick(self.ticks)
+            self.leasing.lessor.tick(now, may_end=self.applier.term == self.node.raft.term)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
         self.replica.keyspace.trim(TRIMMED_PER_TICK)
@@ -267,6 +280,7 @@ class Driver:
         if route != self._route:
             self._route = route
             self._handover.begin_anew()
+            self.leasing.lessor.begin_anew()
             self._hand_all_again()
             changed, self.leader_changed = self.leader_changed, trio.Event()
             changed.set()
@@ -275,6 +289,7 @@ class Driver:
     def _hand_all_again(self) -> None:
         self.proposals.hand_all_again()
         self.barriers.give_up_rounds()
+        self.leasing.lessee.ask_again()
         self._handover.forget_forwarded()
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -285,6 +300,7 @@ class Driver:
         context = self.barriers.begin_round(self.ticks)
         if context is not None:
             self.node.read_index(context)
+        self.leasing.ask(self.ticks)
 
     # -- what the core wants done --------------------------------------------------------------------------------------
 
@@ -297,6 +313,7 @@ class Driver:
                 self._send(message)
             for read in ready.reads:
                 self.barriers.confirm(read.context, read.index)
+                self.leasing.lessor.confirm(read.context, read.index)
             self.applier.add(ready.committed)
             if ready.write is not None:
                 self._note_bindings(ready.write.entries)
@@ -341,6 +358,7 @@ class Driver:
         if self.node.commit_untold:
             self._woken.set()
         self.barriers.release(self.applier.index)
+        self.leasing.answer(self.applier.index)
 
     def _apply_membership(self, entry: Entry) -> None:
         self._set_membership(self.node.apply_membership(entry))
@@ -465,6 +483,12 @@ class Driver:
         return UnavailableError(
             f"no linearizable read within {self.settings.request_timeout_s} s: {self.why()};"
             " this process's replica can still be read without await"
+        )
+
+    def _unasked(self) -> Exception:
+        return UnavailableError(
+            f"no answer about a lease within {self.settings.request_timeout_s} s: {self.why()};"
+            " it may have been kept alive, and it is safe to try again"
         )
 
     def _why_unanswered(self) -> str:
