@@ -9,7 +9,7 @@ import trio
 from clusters import Peers, id_of, running
 from contending import EXPIRED_S, TTL_S, left_behind, until_keys
 
-from replikv import Cluster, ConfigurationError, LeaseExpiredError, Store
+from replikv import Cluster, ConfigurationError, Contenders, LeaseExpiredError, Store
 from replikv.recipes import Barrier, Passage
 
 KEYS = "barriers/job/"
@@ -118,6 +118,19 @@ async def test_who_dies_while_it_waits_is_not_counted(autojump_clock: trio.abc.C
             await peers.leader()
             await pass_by(peers, id_of(lost), passages)
         assert [0, 1, 2] == sorted(passage.index for passage in passages)
+
+
+async def test_it_opens_for_nobody_if_one_of_them_is_gone_meanwhile() -> None:
+    """The last to come has seen all of them, and one goes before its transaction is applied."""
+    async with Cluster("a") as cluster:
+        barrier = barrier_of(cluster.store, 2)
+        contenders = Contenders(cluster.store, KEYS, TTL_S)
+        async with contenders.join() as last:
+            async with contenders.join():
+                seen = contenders.all()
+            await barrier._open(seen)
+            assert [last.key] == list(cluster.store.keys(KEYS))
+            assert contenders.entry_of(last).value is None
 
 
 async def test_who_gives_up_has_not_come(autojump_clock: trio.abc.Clock) -> None:

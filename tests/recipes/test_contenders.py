@@ -136,3 +136,16 @@ async def hold_shortly(lock: Lock, task_status: trio.TaskStatus[Claim]) -> None:
     async with lock as held:
         task_status.started(held)
         await trio.sleep(0.1)
+
+
+async def test_a_key_that_is_gone_already_is_not_waited_for() -> None:
+    """It went between a look around and the watch: nobody would tell of it again. One of several is enough."""
+    async with Cluster("a") as cluster:
+        contenders = Contenders(cluster.store, PREFIX, TTL_S)
+        async with contenders.join() as claim:
+            with trio.fail_after(1.0):
+                await contenders.wait_gone([f"{PREFIX}gone"])
+                await contenders.wait_gone([claim.key, f"{PREFIX}gone"])
+            with trio.move_on_after(0.1) as scope:
+                await contenders.wait_gone([claim.key])
+            assert scope.cancelled_caught
