@@ -134,6 +134,9 @@ class OneReplica:
     async def barrier(self) -> None:
         await trio.lowlevel.checkpoint()
 
+    async def ask_of_lease(self, lease: int, *, renew: bool) -> tuple[float, int, int]:
+        raise AssertionError("nobody holds a lease here")
+
     def check_open(self) -> None:
         pass
 
