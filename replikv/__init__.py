@@ -35,6 +35,7 @@ from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
 from replikv.storage.backups import Backup
 from replikv.store.change import Change
+from replikv.store.contenders import Claim, Contenders
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.leases import Lease, LeaseStatus
 from replikv.store.store import Store
@@ -53,11 +54,13 @@ __all__ = [
     "Backup",
     "Change",
     "Channel",
+    "Claim",
     "Cluster",
     "ClusterClosedError",
     "CompactedError",
     "Compare",
     "ConfigurationError",
+    "Contenders",
     "CorruptionError",
     "DataDirInUseError",
     "Delete",

@@ -33,6 +33,20 @@ EXPECTED = {
         r"all run version 2, and it is in effect: ann has 3",
         r"equal, byte for byte",
     ],
+    "barrier.py": [
+        r"all are through with load",
+        r"all are through with compute",
+        r"cleo has cleaned up\n(\w+ goes, knowing that all have cleaned up\n){3}",
+    ],
+    "counter.py": [
+        r"300 orders, numbered 1 to 300",
+    ],
+    "election.py": [
+        r"[ab] was elected, with token \d+",
+        r"requests go to http://a/ready",
+        r"requests go to http://b/ready",
+        r"[ab] serves no more\nnobody serves|nobody serves\n[ab] serves no more",
+    ],
     "leading.py": [
         r"a leads, with token \d+",
         r"a does not lead any more: the leadership 'bookkeeper' was lost",
@@ -47,6 +61,15 @@ EXPECTED = {
         r"c stops: lease \d could not be kept alive",
         r"c was cut off, and a sees its key go, too",
     ],
+    "lock.py": [
+        r"a has the lock, with token \d",
+        r"c has the lock, with token \d, and gets stuck",
+        r"the lock is held by c",
+        r"b has the lock, with token \d",
+        r"c wakes up and writes: refused",
+        r"c is told that the lock is lost",
+        r"the report was written by b",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",
@@ -54,12 +77,21 @@ EXPECTED = {
         r"c watched jobs/2 become ready",
         r"c reads \{'jobs/1': 'taken by a', 'jobs/2': 'ready'\}",
     ],
+    "read_write_lock.py": [
+        r"ann reads version 0\nbob reads version 0",
+        r"wim writes alone, with token 3\nwim has written\n\w+ reads version 1",
+    ],
     "rolling_replacement.py": [
         r"leader: [abc]",
         r"d joined, has everything, and votes",
         r"a was removed, and has ended",
         r"members: \{'d': 'voter', 'e': 'voter', 'f': 'voter'\}",
         r"the work has gone on all the time",
+    ],
+    "semaphore.py": [
+        r"crawler 0 is in; inside: \[0\]",
+        r"crawler 5 is in; inside: \[4, 5\]",
+        r"the licence is taken, and nobody waits for it here",
     ],
     "shared_config.py": [
         r"a: workers is now 8",

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import replikv
-from replikv import errors
+from replikv import errors, recipes
 
 PACKAGE = Path(replikv.__file__).parent
 CONTRACTS: list[dict[str, Any]] = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text("utf-8"))["tool"][
@@ -31,6 +31,16 @@ def test_public_names_are_exactly_those_that_are_there() -> None:
         if not name.startswith("_") and not isinstance(value, types.ModuleType)
     }
     assert sorted(present) == replikv.__all__
+
+
+def test_recipes_are_exactly_those_that_are_there() -> None:
+    """As for the package itself."""
+    present = {
+        name
+        for name, value in vars(recipes).items()
+        if not name.startswith("_") and not isinstance(value, types.ModuleType)
+    }
+    assert sorted(present) == recipes.__all__
 
 
 def test_every_error_is_public() -> None:
@@ -52,10 +62,12 @@ def own_members(value: object) -> dict[str, object]:
     }
 
 
-@pytest.mark.parametrize("name", replikv.__all__)
-def test_a_public_name_is_documented(name: str) -> None:
+@pytest.mark.parametrize(
+    ("package", "name"), [(package, name) for package in (replikv, recipes) for name in package.__all__]
+)
+def test_a_public_name_is_documented(package: types.ModuleType, name: str) -> None:
     """Every public class and constant says what it is, and so do the methods and properties of the classes."""
-    value = getattr(replikv, name)
+    value = getattr(package, name)
     assert inspect.getdoc(value)
     assert [] == [member for member, found in own_members(value).items() if not inspect.getdoc(found)]
 
@@ -104,6 +116,15 @@ def test_a_module_imports_only_from_lower_floors(module: str) -> None:
     rooms = {name.split(".")[1] for name in MODULES[module] if name.startswith("replikv.")} & set(floor_of)
     assert set() == {other for other in rooms - {room} if floor_of[other] >= floor_of[room]}
     assert "replikv" not in MODULES[module] or floor_of[room] > floor_of["cluster"], "the public face is above it"
+
+
+@pytest.mark.parametrize("module", [module for module in MODULES if module.startswith("recipes/")])
+def test_a_recipe_has_no_private_door(module: str) -> None:
+    """It imports the public names of ``replikv`` and other recipes: whoever builds his own has what it has."""
+    own = {name for name in MODULES[module] if name.split(".")[0] == "replikv"}
+    assert set() == {name for name in own if not name.startswith("replikv.recipes.") and name != "replikv"} - {
+        f"replikv.{name}" for name in replikv.__all__
+    }
 
 
 @pytest.mark.parametrize("module", MODULES)

@@ -221,25 +221,25 @@ def tell(message: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-async def main(arguments: dict[str, Any]) -> None:
+async def main(arguments: dict[str, Any], make: type[Child] = Child) -> None:
     try:
-        await run(**arguments)
+        await run(make, **arguments)
     except RemovedError as exc:
         tell({"removed": str(exc)})
 
 
-async def run(settings: dict[str, Any], history: str, measured: bool, **arguments: Any) -> None:
+async def run(make: type[Child], settings: dict[str, Any], history: str, measured: bool, **arguments: Any) -> None:
     pauses = Pauses()
     async with trio.open_nursery() as measuring:
         if measured:
             measuring.start_soon(pauses.measure)
-        await serve(Path(history), pauses, settings=Settings(**settings), **arguments)
+        await serve(make, Path(history), pauses, settings=Settings(**settings), **arguments)
         measuring.cancel_scope.cancel()
 
 
-async def serve(history: Path, pauses: Pauses, **arguments: Any) -> None:
+async def serve(make: type[Child], history: Path, pauses: Pauses, **arguments: Any) -> None:
     async with Cluster(**arguments) as cluster, trio.open_nursery() as nursery:
-        child = Child(cluster, nursery, history, pauses)
+        child = make(cluster, nursery, history, pauses)
         tell({"ready": True})
         buffer = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

@@ -1,0 +1,24 @@
+"""Recipes: what applications build on a replicated map, built on the public names of ``replikv`` alone.
+
+Copy one to make your own: there is no private door in any of them.
+"""
+
+from replikv.recipes.barrier import Barrier, Passage
+from replikv.recipes.counter import Counter
+from replikv.recipes.election import Elected, Election, Leader, Leaders
+from replikv.recipes.lock import Lock
+from replikv.recipes.read_write_lock import ReadWriteLock
+from replikv.recipes.semaphore import Semaphore
+
+__all__ = [
+    "Barrier",
+    "Counter",
+    "Elected",
+    "Election",
+    "Leader",
+    "Leaders",
+    "Lock",
+    "Passage",
+    "ReadWriteLock",
+    "Semaphore",
+]
