@@ -32,6 +32,7 @@ from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Entry
+from replikv.store.leases import Lease, LeaseStatus
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
 from replikv.transport.base import Channel, Hello, Receiver, Transport
@@ -55,7 +56,9 @@ __all__ = [
     "Hello",
     "InternalError",
     "LaggedError",
+    "Lease",
     "LeaseExpiredError",
+    "LeaseStatus",
     "Member",
     "MemoryNetwork",
     "MemoryTransport",

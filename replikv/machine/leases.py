@@ -41,6 +41,8 @@ class Leases:
         self.next_id = 1
         self.table: dict[int, int] = {}
         """lease -> time to live in milliseconds; 0 if it is ending. By ascending id."""
+        self.ending: set[int] = set()
+        """Those in the table that are ending."""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -59,10 +61,12 @@ class Leases:
     def begin_end(self, lease: int) -> None:
         """Some of its keys are deleted, the others follow: nothing can be attached to it any more."""
         self.table[lease] = 0
+        self.ending.add(lease)
 
     def end(self, lease: int) -> None:
         """All of its keys are deleted."""
         del self.table[lease]
+        self.ending.discard(lease)
 
     def snapshot(self) -> Iterator[bytes]:
         """The table as of this call, in chunks."""
@@ -98,4 +102,5 @@ class LeasesRestorer:
         """The table; empty if there was no chunk: snapshots of the first format have none."""
         if max(self._leases.table, default=0) >= self._leases.next_id:
             raise InternalError("the snapshot has a lease that was not granted yet")
+        self._leases.ending = {lease for lease, ttl_ms in self._leases.table.items() if not ttl_ms}
         return self._leases

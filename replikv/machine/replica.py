@@ -137,9 +137,10 @@ class Replica:
         """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
 
         Positions are the ids of sessions, revisions are what watchers go on from, and either may fence: one that was
-        handed out by a log whose end is lost must not be handed out again.
+        handed out by a log whose end is lost must not be handed out again. Nor may a lease: its holder may live.
         """
         self.position += numbers
+        self.map.leases.next_id += numbers
         self.keyspace.advance(numbers)
 
     def _govern(self, command: bytes, offset: int) -> bytes:

@@ -23,15 +23,21 @@ from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.handover import Handover
 from replikv.peer.lease_clock import LeaseClock
+from replikv.peer.lessee import Lessee
+from replikv.peer.lessor import Lessor
 from replikv.peer.persister import Persister
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import (
     Forwarded,
+    LeaseAnswers,
+    LeaseQuestions,
     MalformedFrameError,
     Moved,
     Refusal,
     SnapshotHeader,
     decode,
+    encode_lease_answers,
+    encode_lease_questions,
     encode_message,
 )
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
@@ -70,6 +76,7 @@ class Driver:
         admission: Admission,
         proposals: Proposals,
         barriers: Barriers,
+        lessee: Lessee,
         listeners: list[Callable[[], None]],
         send_snapshot: Callable[[str, int, int], None],
         membership_applied: Callable[[Membership], None],
@@ -84,7 +91,11 @@ class Driver:
         self.proposals = proposals
         self.barriers = barriers
         self.steward = Steward(node, admission, settings)
-        self._handover = Handover(settings, node, transport, replica, proposals, randomness.getrandbits(62))
+        self.lessee = lessee
+        self._lessor = Lessor(replica, settings.election_timeout_s, 1 << 63 | randomness.getrandbits(62))
+        self._handover = Handover(
+            settings, node, transport, replica, proposals, self._lessor, randomness.getrandbits(62)
+        )
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
         self.taker = SnapshotTaker(
@@ -207,6 +218,7 @@ class Driver:
             self._ticks_due = 0
             self._tick()
         self._note_route()
+        self._ask_of_leases()
         self._handover.hand_over()
         if commit_untold:
             self.node.tell_commit()
@@ -232,6 +244,10 @@ class Driver:
                 self._handover.take_forwarded(sender, content)
             elif isinstance(content, Refusal):
                 self._handover.take_refusal(content)
+            elif isinstance(content, LeaseQuestions):
+                self._take_questions(sender, content)
+            elif isinstance(content, LeaseAnswers):
+                self.lessee.answered(content)
             elif isinstance(content, Moved):
                 self._moved(content)
             elif isinstance(content, SnapshotHeader):
@@ -243,12 +259,16 @@ class Driver:
         now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
         self.barriers.expire(now, self._unanswered)
+        self.lessee.expire(now, self._unasked)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
-        self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
+        overdue = self.ticks - max(2, election_ticks // 2)
+        self.barriers.give_up_rounds(overdue)
+        self.lessee.ask_again(overdue)
         self._handover.tick(self.ticks)
         if self.node.raft.role is Role.LEADER:
             self.steward.tick(self.ticks)
+            self._lessor.tick(now, may_end=self.applier.term == self.node.raft.term)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
         self.replica.keyspace.trim(TRIMMED_PER_TICK)
@@ -267,6 +287,7 @@ class Driver:
         if route != self._route:
             self._route = route
             self._handover.begin_anew()
+            self._lessor.begin_anew()
             self._hand_all_again()
             changed, self.leader_changed = self.leader_changed, trio.Event()
             changed.set()
@@ -275,6 +296,7 @@ class Driver:
     def _hand_all_again(self) -> None:
         self.proposals.hand_all_again()
         self.barriers.give_up_rounds()
+        self.lessee.ask_again()
         self._handover.forget_forwarded()
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -285,6 +307,33 @@ class Driver:
         context = self.barriers.begin_round(self.ticks)
         if context is not None:
             self.node.read_index(context)
+        if self.node.raft.role is Role.LEADER:
+            context = self._lessor.begin_round(trio.current_time())
+            if context is not None:
+                self.node.read_index(context)
+
+    # -- leases --------------------------------------------------------------------------------------------------------
+
+    def _ask_of_leases(self) -> None:
+        leader = self.node.raft.leader
+        if leader == NO_NODE:
+            return
+        while (questions := self.lessee.take(self.ticks, trio.current_time())) is not None:
+            if leader == self.node_id:
+                self._take_questions(leader, questions)
+            else:
+                self._transport.send(leader, encode_lease_questions(questions))  # asked again, if it gets lost
+
+    def _take_questions(self, asker: str, questions: LeaseQuestions) -> None:
+        if self.node.raft.role is Role.LEADER:
+            self._lessor.take(asker, questions, trio.current_time())
+
+    def _answer_of_leases(self) -> None:
+        for asker, answers in self._lessor.release(self.applier.index, trio.current_time()):
+            if asker == self.node_id:
+                self.lessee.answered(answers)
+            else:
+                self._transport.send(asker, encode_lease_answers(answers))
 
     # -- what the core wants done --------------------------------------------------------------------------------------
 
@@ -297,6 +346,7 @@ class Driver:
                 self._send(message)
             for read in ready.reads:
                 self.barriers.confirm(read.context, read.index)
+                self._lessor.confirm(read.context, read.index)
             self.applier.add(ready.committed)
             if ready.write is not None:
                 self._note_bindings(ready.write.entries)
@@ -341,6 +391,7 @@ class Driver:
         if self.node.commit_untold:
             self._woken.set()
         self.barriers.release(self.applier.index)
+        self._answer_of_leases()
 
     def _apply_membership(self, entry: Entry) -> None:
         self._set_membership(self.node.apply_membership(entry))
@@ -465,6 +516,12 @@ class Driver:
         return UnavailableError(
             f"no linearizable read within {self.settings.request_timeout_s} s: {self.why()};"
             " this process's replica can still be read without await"
+        )
+
+    def _unasked(self) -> Exception:
+        return UnavailableError(
+            f"no answer about a lease within {self.settings.request_timeout_s} s: {self.why()};"
+            " it may have been kept alive, and it is safe to try again"
         )
 
     def _why_unanswered(self) -> str:

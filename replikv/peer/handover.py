@@ -11,10 +11,11 @@ from typing import Final, NamedTuple
 import structlog
 
 from replikv.errors import InternalError
-from replikv.machine.commands import encode_compact
+from replikv.machine.commands import encode_compact, encode_revoke
 from replikv.machine.envelope import HEADER_BYTES, CommandKind, Envelope, pack_commands, unpack_commands
 from replikv.machine.governance import KNOWN_VERSION, Versions, encode_upgrade
 from replikv.machine.replica import Replica
+from replikv.peer.lessor import Lessor
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import Forwarded, Refusal, encode_forwarded, encode_refusal
 from replikv.raft.entries import NO_NODE
@@ -47,6 +48,7 @@ class Handover:
         transport: Transport,
         replica: Replica,
         proposals: Proposals,
+        lessor: Lessor,
         first_batch: int,
     ) -> None:
         self._settings = settings
@@ -54,6 +56,7 @@ class Handover:
         self._transport = transport
         self._replica = replica
         self._proposals = proposals
+        self._lessor = lessor
         self._ticks = 0
         # Batches that others forwarded to us, to be proposed in this turn.
         self._forwarded: list[Batch] = []
@@ -153,6 +156,8 @@ class Handover:
             batches.insert(0, upgrade)
         if (floor := self._floor_command()) is not None:
             batches.append(floor)
+        if revocations := self._lessor.take_revocations():
+            batches.append(self._revoke_commands(revocations))
         if self._ticks >= self._hold_until_ticks:
             while self._proposals.waiting and (own := self._own_batch()) is not None:
                 batches.append(own)
@@ -194,6 +199,11 @@ class Handover:
             self._upgrade_proposed = False
 
         return Batch(pack_commands([Envelope(CommandKind.CLUSTER, 0, 0, 0, upgrade).encode()]), dropped)
+
+    def _revoke_commands(self, leases: list[int]) -> Batch:
+        """The leader's commands that end leases: of no session, since ending what has ended is harmless."""
+        commands = [Envelope(CommandKind.MAP, 0, 0, 0, encode_revoke(lease)).encode() for lease in leases]
+        return Batch(pack_commands(commands), lambda: self._lessor.dropped(leases))
 
     def _floor_command(self) -> Batch | None:
         """The leader's command that moves the history floor, when the history has grown past its limits.

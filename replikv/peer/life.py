@@ -17,6 +17,7 @@ from replikv.machine.replica import Replica
 from replikv.peer.admission import Admission
 from replikv.peer.barriers import Barriers
 from replikv.peer.driver import Driver
+from replikv.peer.lessee import Lessee
 from replikv.peer.proposals import Proposals
 from replikv.peer.reconfigurator import Reconfigurator
 from replikv.peer.snapshot_receiver import SnapshotReceiver
@@ -51,6 +52,7 @@ class Life:
         attributes: Mapping[str, str],
         proposals: Proposals,
         barriers: Barriers,
+        lessee: Lessee,
         listeners: list[Callable[[], None]],
         randomness: random.Random,
     ) -> None:
@@ -87,6 +89,7 @@ class Life:
             admission=self.admission,
             proposals=proposals,
             barriers=barriers,
+            lessee=lessee,
             listeners=listeners,
             send_snapshot=self._send_snapshot,
             membership_applied=self._follow_membership,
@@ -180,6 +183,7 @@ class Life:
         """Tell everybody who waits for an answer that there will be none."""
         self.driver.proposals.fail_all(error, "the cluster was closed before an answer came")
         self.driver.barriers.fail_all(error)
+        self.driver.lessee.fail_all(error)
 
     async def _tick(self) -> None:
         while True:

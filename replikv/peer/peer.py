@@ -28,6 +28,7 @@ from replikv.peer.doctor import diagnose
 from replikv.peer.driver import Driver
 from replikv.peer.failures import sole_error
 from replikv.peer.joiner import Joiner, compare, serve_joiner
+from replikv.peer.lessee import Lessee
 from replikv.peer.life import Life
 from replikv.peer.observer import Observer
 from replikv.peer.proposals import Proposals
@@ -92,6 +93,7 @@ class Peer:
         # What outlives a life: who waits for an answer, and who listens.
         self._proposals = Proposals(node_id, settings.proposals_max, self._random)
         self._barriers = Barriers(self._random.getrandbits(62))
+        self._lessee = Lessee(self._random.getrandbits(62))
         self._listeners: list[Callable[[], None]] = []
         # None until there is an identity to live under.
         self._life: Life | None = None if storage.identity is None else self._begin_life()
@@ -131,6 +133,7 @@ class Peer:
             attributes=self._attributes,
             proposals=self._proposals,
             barriers=self._barriers,
+            lessee=self._lessee,
             listeners=self._listeners,
             randomness=self._random,
         )
@@ -278,6 +281,7 @@ class Peer:
             now = trio.current_time()
             self._proposals.expire(now, error, why)
             self._barriers.expire(now, error)
+            self._lessee.expire(now, error)
 
     async def _run_transport(self, *, task_status: trio.TaskStatus[str]) -> None:
         await self._transport.run(
@@ -409,6 +413,14 @@ class Peer:
         driver = self._driver
         driver.wake()
         await driver.barriers.wait(driver.deadline())
+
+    async def ask_of_lease(self, lease: int, *, renew: bool) -> tuple[float, int, int]:
+        """As :meth:`Replicator.ask_of_lease`."""
+        if self._nursery is None:
+            raise self._closed_error()
+        driver = self._driver
+        driver.wake()
+        return await driver.lessee.ask(lease, renew=renew, deadline=driver.deadline())
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """As :meth:`Replicator.add_listener`."""

@@ -34,12 +34,16 @@ from replikv.raft.messages import (
 __all__ = [
     "Forwarded",
     "FrameKind",
+    "LeaseAnswers",
+    "LeaseQuestions",
     "MalformedFrameError",
     "Moved",
     "Refusal",
     "SnapshotHeader",
     "decode",
     "encode_forwarded",
+    "encode_lease_answers",
+    "encode_lease_questions",
     "encode_message",
     "encode_moved",
     "encode_refusal",
@@ -67,6 +71,8 @@ class FrameKind(enum.IntEnum):
     FORWARDED = 32
     REFUSAL = 33
     MOVED = 34
+    LEASE_QUESTIONS = 40
+    LEASE_ANSWERS = 41
     SNAPSHOT_HEADER = 64
 
 
@@ -92,6 +98,23 @@ class Moved(NamedTuple):
     address: str
 
 
+class LeaseQuestions(NamedTuple):
+    """What a peer asks the leader about leases: to keep them alive, or only how long they have left."""
+
+    number: int
+    """The asker's, which the answers name."""
+    items: tuple[tuple[int, bool], ...]
+    """(lease, whether to keep it alive)"""
+
+
+class LeaseAnswers(NamedTuple):
+    """The leader's answers, true at a moment after the questions arrived. One that is left out has none yet."""
+
+    number: int
+    items: tuple[tuple[int, int, int], ...]
+    """(lease, the time it is granted for, the time it has left), in milliseconds; 0 and 0: it is not there"""
+
+
 class SnapshotHeader(NamedTuple):
     """The first frame of a snapshot channel: in whose term it is sent, and what follows."""
 
@@ -99,7 +122,7 @@ class SnapshotHeader(NamedTuple):
     snapshot: SnapshotMetadata
 
 
-Content: TypeAlias = Message | Forwarded | Refusal | Moved | SnapshotHeader
+Content: TypeAlias = Message | Forwarded | Refusal | Moved | LeaseQuestions | LeaseAnswers | SnapshotHeader
 """What a frame may hold."""
 
 MOVED_BYTES_MAX: Final = 4096
@@ -117,6 +140,8 @@ _READ_INDEX: Final = struct.Struct(">BQB")  # kind, context, hops; then who aske
 _READ_INDEX_RESPONSE: Final = struct.Struct(">BQQ")  # kind, context, index
 _TERM: Final = struct.Struct(">BQ")  # kind, term
 _BATCH: Final = struct.Struct(">BQ")  # kind, batch
+_LEASE_QUESTION: Final = struct.Struct(">QB")  # lease, 1 to keep it alive
+_LEASE_ANSWER: Final = struct.Struct(">QII")  # lease, time to live, time left
 _SNAPSHOT: Final = struct.Struct(">BQQQ")  # kind, term, index, term of the index; then the membership
 
 
@@ -195,6 +220,18 @@ def encode_refusal(batch: int, leader: str) -> bytes:
 def encode_moved(moved: Moved) -> bytes:
     """The frame of :class:`Moved`."""
     return bytes([FrameKind.MOVED]) + json.dumps(moved, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def encode_lease_questions(questions: LeaseQuestions) -> bytes:
+    """The frame of :class:`LeaseQuestions`."""
+    head = _BATCH.pack(FrameKind.LEASE_QUESTIONS, questions.number)
+    return head + b"".join(_LEASE_QUESTION.pack(*item) for item in questions.items)
+
+
+def encode_lease_answers(answers: LeaseAnswers) -> bytes:
+    """The frame of :class:`LeaseAnswers`."""
+    head = _BATCH.pack(FrameKind.LEASE_ANSWERS, answers.number)
+    return head + b"".join(_LEASE_ANSWER.pack(*item) for item in answers.items)
 
 
 def encode_snapshot_header(header: SnapshotHeader) -> bytes:
@@ -321,6 +358,17 @@ def _decode_refusal(frame: bytes, _sender: str, _to: str) -> Refusal:
     return Refusal(batch, frame[_BATCH.size :].decode())
 
 
+def _decode_lease_questions(frame: bytes, _sender: str, _to: str) -> LeaseQuestions:
+    _, number = _BATCH.unpack_from(frame)
+    items = _LEASE_QUESTION.iter_unpack(frame[_BATCH.size :])
+    return LeaseQuestions(number, tuple((lease, bool(renew)) for lease, renew in items))
+
+
+def _decode_lease_answers(frame: bytes, _sender: str, _to: str) -> LeaseAnswers:
+    _, number = _BATCH.unpack_from(frame)
+    return LeaseAnswers(number, tuple(_LEASE_ANSWER.iter_unpack(frame[_BATCH.size :])))
+
+
 def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHeader:
     _, term, index, index_term = _SNAPSHOT.unpack_from(frame)
     try:
@@ -344,5 +392,7 @@ _DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Content]]] = {
     FrameKind.FORWARDED: _decode_forwarded,
     FrameKind.REFUSAL: _decode_refusal,
     FrameKind.MOVED: _decode_moved,
+    FrameKind.LEASE_QUESTIONS: _decode_lease_questions,
+    FrameKind.LEASE_ANSWERS: _decode_lease_answers,
     FrameKind.SNAPSHOT_HEADER: _decode_snapshot_header,
 }

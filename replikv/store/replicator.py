@@ -43,6 +43,17 @@ class Replicator(Protocol):
         """
         ...
 
+    async def ask_of_lease(self, lease: int, *, renew: bool) -> tuple[float, int, int]:
+        """Ask the leader about a lease, and with ``renew`` have it keep the lease alive.
+
+        Returns when the question was sent (on trio's clock); for how many milliseconds the lease is granted from then
+        on, 0 if it is not there; and how many it has left as the leader counts.
+
+        Raises UnavailableError and ClusterClosedError. Cancelling it leaves nothing behind, but that the lease may have
+        been kept alive.
+        """
+        ...
+
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call ``listener()`` after commands were applied or a snapshot was installed.
 

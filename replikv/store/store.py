@@ -12,14 +12,14 @@ import trio
 
 from replikv.errors import CompactedError, ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine import commands
-from replikv.machine.commands import encode_key, encode_put
-from replikv.machine.envelope import CommandKind
+from replikv.machine.commands import encode_put
 from replikv.machine.record import value_of
 from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
+from replikv.store.calls import MAP
 from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Absent
-from replikv.store.reads import LocalReads
+from replikv.store.leases import Lease, LeaseCalls, lease_id
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
 from replikv.store.subscriptions import Subscription
@@ -27,13 +27,12 @@ from replikv.store.watch import Watch, WatchHub
 
 __all__ = ["Store"]
 
-_MAP: Final = int(CommandKind.MAP)  # an IntEnum member costs an attribute look-up per command
 _unpack_revision: Final = struct.Struct(">xQ").unpack_from
 _RAISE: Final = object()
 """``pop`` without a default."""
 
 
-class Store(LocalReads):
+class Store(LeaseCalls):
     """One map, sorted by key, the same on every peer of the cluster: ``cluster.store``.
 
     Keys are str; the empty str is one, too. Values are plain data: None, bool, int, float, str, bytes, list, dict,
@@ -46,6 +45,8 @@ class Store(LocalReads):
     fails, and raise
 
     - EncodingError, or ValueTooLargeError: the key or the value cannot be stored; nothing was proposed;
+    - LeaseExpiredError: the lease it was to be put with is not there any more; QuotaExceededError: the map would grow
+      over a limit that all replicas keep; nothing was changed;
     - UnavailableError: surely not applied within ``settings.request_timeout_s``;
     - OutcomeUnknownError: may have been applied, or may be later;
     - ClusterClosedError.
@@ -53,15 +54,11 @@ class Store(LocalReads):
     One that is cancelled may have been applied, or may be later. *Revisions* count the commands that changed something.
     """
 
-    __slots__ = ("_hub", "_key_bytes_max", "_propose", "_settings", "_value_bytes_max")
+    __slots__ = ("_hub",)
 
     def __init__(self, replicator: Replicator, hub: WatchHub, prefix: str = "") -> None:
         super().__init__(replicator, prefix)
         self._hub = hub
-        self._settings = replicator.settings
-        self._key_bytes_max = self._settings.key_bytes_max
-        self._value_bytes_max = self._settings.value_bytes_max
-        self._propose = replicator.propose
 
     def __repr__(self) -> str:
         return f"<Store {self._prefix!r}>" if self._prefix else "<Store>"
@@ -78,14 +75,14 @@ class Store(LocalReads):
 
     # -- changes of one key --------------------------------------------------------------------------------------------
 
-    async def put(self, key: str, value: Any, *, lease: None = None) -> int:
+    async def put(self, key: str, value: Any, *, lease: Lease | int | None = None) -> int:
         """Set a key, and return the revision that did.
 
-        ``lease`` is kept for leases, which come with a later release: until then ConfigurationError for any but None.
+        With a ``lease`` the key vanishes when that ends. Without one it stays, also if it was put with one before.
         """
-        if lease is not None:
-            raise ConfigurationError("this release has no leases yet: leave lease=None")
-        result = await self._propose(_MAP, encode_put(self._key(key), encode_value(value, self._value_bytes_max)))
+        number = 0 if lease is None else lease_id(lease)
+        payload = encode_put(self._key(key), encode_value(value, self._value_bytes_max), number)
+        result = await self._propose(MAP, payload)
         if result[0]:
             raise refusal(result)
         revision: int = _unpack_revision(result)[0]
@@ -106,10 +103,13 @@ class Store(LocalReads):
             raise KeyError(key)
         return default
 
-    async def setdefault(self, key: str, value: Any) -> Any:
-        """Set a key unless it is there; what it holds then, as a reader would get it."""
+    async def setdefault(self, key: str, value: Any, *, lease: Lease | int | None = None) -> Any:
+        """Set a key unless it is there; what it holds then, as a reader would get it.
+
+        The ``lease`` is for the key that is set; one that is there keeps its own.
+        """
         data = encode_value(value, self._value_bytes_max)
-        result = await self._run(commands.encode_setdefault(self._key(key), data))
+        result = await self._run(commands.encode_setdefault(self._key(key), data, lease_id(lease)))
         old = commands.decode_old_value_result(result).value
         return decode_value(data if old is None else old)
 
@@ -124,38 +124,43 @@ class Store(LocalReads):
         total: int = decode_value(commands.decode_increment_result(await self._run(payload)).value)
         return total
 
-    async def compare_and_set(self, key: str, expected: Any | Absent, value: Any | Absent) -> bool:
+    async def compare_and_set(
+        self, key: str, expected: Any | Absent, value: Any | Absent, *, lease: Lease | int | None = None
+    ) -> bool:
         """Set a key if it holds a value equal to ``expected``; whether it did. One that did not takes no revision.
 
         Equality is Python's, of the values as a reader would get them: ``1 == 1.0 == True``. ``ABSENT`` stands for no
-        value: expected, the key must not be there; as the value, the key is removed.
+        value: expected, the key must not be there; as the value, the key is removed. ``lease`` is as in ``put``.
         """
         limit = self._value_bytes_max
         payload = commands.encode_compare_and_set(
             self._key(key),
             None if expected is ABSENT else encode_value(expected, limit),
             None if value is ABSENT else encode_value(value, limit),
+            lease_id(lease),
         )
         self._check_size(len(payload))  # of two values
         return commands.decode_outcome_result(await self._run(payload)).done
 
-    async def replace(self, key: str, value: Any, *, revision: int) -> bool:
+    async def replace(self, key: str, value: Any, *, revision: int, lease: Lease | int | None = None) -> bool:
         """Set a key if its ``mod_revision`` is still ``revision`` (0: if it is not there); whether it was.
 
-        Unlike ``compare_and_set`` it is not fooled by a value that was changed and changed back.
+        Unlike ``compare_and_set`` it is not fooled by a value that was changed and changed back. ``lease`` is as
+        in ``put``.
         """
         check_count("revision", revision, 0)
         data = encode_value(value, self._value_bytes_max)
-        result = await self._run(commands.encode_replace(self._key(key), data, revision))
+        result = await self._run(commands.encode_replace(self._key(key), data, revision, lease_id(lease)))
         return commands.decode_outcome_result(result).done
 
     # -- changes of many keys ------------------------------------------------------------------------------------------
 
-    async def update(self, mapping: Mapping[str, Any]) -> int:
+    async def update(self, mapping: Mapping[str, Any], *, lease: Lease | int | None = None) -> int:
         """Set many keys at one revision, which is returned: nobody ever sees a part of it.
 
         At most ``settings.operations_per_command_max`` keys, and ``settings.command_bytes_max`` bytes of them and
         their values: ValueTooLargeError. An empty mapping changes nothing: the newest revision of this replica.
+        ``lease`` is as in ``put``, for all of them.
         """
         if not isinstance(mapping, Mapping):
             raise EncodingError(f"update takes a mapping, not {type(mapping).__qualname__}: make it a dict")
@@ -164,6 +169,7 @@ class Store(LocalReads):
             raise ValueTooLargeError(
                 f"an update of {count} keys, at most {limit} are atomic: split it, or raise operations_per_command_max"
             )
+        number = lease_id(lease)
         items: dict[bytes, bytes] = {}
         size = 0
         for key, value in mapping.items():
@@ -175,7 +181,7 @@ class Store(LocalReads):
             self._replicator.check_open()
             await trio.lowlevel.checkpoint()
             return self.revision
-        payload = commands.encode_update(items)
+        payload = commands.encode_update(items, number)
         self._check_size(len(payload))
         return commands.decode_put_result(await self._run(payload))
 
@@ -324,21 +330,3 @@ class Store(LocalReads):
                 " read the state anew, with snapshot=True for example",
                 floor,
             )
-
-    # -- commands ------------------------------------------------------------------------------------------------------
-
-    def _key(self, key: str) -> bytes:
-        if type(key) is not str:  # no subclass: it would come back as another type
-            raise EncodingError(f"keys are str, not {type(key).__qualname__}: {key!r:.100}")
-        return encode_key(self._prefix + key, self._key_bytes_max)
-
-    def _check_size(self, size: int) -> None:
-        limit = self._settings.command_bytes_max
-        if size > limit:
-            raise ValueTooLargeError(f"the command takes more than {limit} bytes: split it, or raise command_bytes_max")
-
-    async def _run(self, payload: bytes) -> bytes:
-        result = await self._propose(_MAP, payload)
-        if result[0]:
-            raise refusal(result)
-        return result[1:]

@@ -1,0 +1,122 @@
+"""What this peer's tasks ask the leader about leases: to keep one alive, or how long it has left.
+
+A question changes nothing that is in the log, so asking it again is always sound: when the leader has changed, when the
+connection broke, when an answer is overdue. Each time it goes out under a new number, and the answer tells when the
+question under its number was sent: from then on the lease is granted.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple
+
+import outcome
+import trio
+
+from replikv.peer.protocol import LeaseAnswers, LeaseQuestions
+
+__all__ = ["Lessee"]
+
+QUESTIONS_PER_FRAME: Final = 4096
+
+
+class Question:
+    """One task that waits for an answer about one lease."""
+
+    __slots__ = ("deadline", "lease", "renew", "task")
+
+    def __init__(self, lease: int, renew: bool, task: trio.lowlevel.Task, deadline: float) -> None:
+        self.lease = lease
+        self.renew = renew
+        # None when the task is gone: cancelled, answered, or told that time was up.
+        self.task: trio.lowlevel.Task | None = task
+        self.deadline = deadline
+
+
+class Sent(NamedTuple):
+    """A frame full of questions that has no answer yet, or not to all of them."""
+
+    ticks: int
+    at: float
+    questions: list[Question]
+
+
+class Lessee:
+    """The questions in flight."""
+
+    def __init__(self, first_number: int) -> None:
+        self._waiting: deque[Question] = deque()
+        # Number -> what was asked under it. Numbers begin at random in each process: an answer to the process that this
+        # peer was before must not be taken for one of ours.
+        self._sent: dict[int, Sent] = {}
+        self._number = first_number
+
+    async def ask(self, lease: int, *, renew: bool, deadline: float) -> tuple[float, int, int]:
+        """When the question was sent; for how many milliseconds the lease is granted from then on, 0 if it is not
+        there; how many it has left as the leader counts. The driver must be woken. Cancelling leaves nothing behind.
+        """
+        question = Question(lease, renew, trio.lowlevel.current_task(), deadline)
+        self._waiting.append(question)
+
+        def abort(_: object) -> trio.lowlevel.Abort:
+            question.task = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        answer: tuple[float, int, int] = await trio.lowlevel.wait_task_rescheduled(abort)
+        return answer
+
+    # -- the driver's --------------------------------------------------------------------------------------------------
+
+    def take(self, now_ticks: int, now: float) -> LeaseQuestions | None:
+        """What to ask the leader now, before anything else is done: they count as sent at ``now``."""
+        taken: list[Question] = []
+        while self._waiting and len(taken) < QUESTIONS_PER_FRAME:
+            question = self._waiting.popleft()
+            if question.task is not None:
+                taken.append(question)
+        if not taken:
+            return None
+        self._number += 1
+        self._sent[self._number] = Sent(now_ticks, now, taken)
+        return LeaseQuestions(self._number, tuple((question.lease, question.renew) for question in taken))
+
+    def answered(self, answers: LeaseAnswers) -> None:
+        """The leader has answered. Unknown numbers are old answers; what is left out waits on."""
+        sent = self._sent.get(answers.number)
+        if sent is None:
+            return
+        found = {lease: (ttl_ms, left_ms) for lease, ttl_ms, left_ms in answers.items}
+        for question in sent.questions:
+            if question.lease in found:
+                self._wake(question, outcome.Value((sent.at, *found[question.lease])))
+        sent.questions[:] = [question for question in sent.questions if question.task is not None]
+        if not sent.questions:
+            del self._sent[answers.number]
+
+    def ask_again(self, before_ticks: int | None = None) -> None:
+        """What was asked before that tick, or at any time, and has no answer goes again, first in line."""
+        for number, sent in reversed(list(self._sent.items())):
+            if before_ticks is None or sent.ticks < before_ticks:
+                del self._sent[number]
+                self._waiting.extendleft(reversed(sent.questions))
+
+    def expire(self, now: float, error: Callable[[], Exception]) -> None:
+        """Tell everybody whose time is up."""
+        groups: list[Iterable[Question]] = [self._waiting, *(sent.questions for sent in self._sent.values())]
+        for group in groups:
+            for question in group:
+                if question.deadline <= now and question.task is not None:
+                    self._wake(question, outcome.Error(error()))
+        while self._waiting and self._waiting[0].task is None:
+            self._waiting.popleft()
+
+    def fail_all(self, error: Callable[[], Exception]) -> None:
+        """The peer stops: tell everybody."""
+        self.expire(float("inf"), error)
+
+    @staticmethod
+    def _wake(question: Question, result: outcome.Outcome[tuple[float, int, int]]) -> None:
+        task, question.task = question.task, None
+        if task is not None:
+            trio.lowlevel.reschedule(task, result)
