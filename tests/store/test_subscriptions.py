@@ -15,7 +15,7 @@ from replikv.machine import commands
 from replikv.machine.values import encode_value
 from replikv.store.change import Change
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 
 settle = trio.testing.wait_all_tasks_blocked
 

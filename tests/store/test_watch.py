@@ -16,7 +16,8 @@ from replikv.machine import commands
 from replikv.machine.values import encode_value
 from replikv.store.change import Change
 from replikv.store.store import Store
-from replikv.store.watch import Watch, WatchHub
+from replikv.store.watch import Watch
+from replikv.store.watch_hub import WatchHub
 
 
 def put(key: str, value: object) -> bytes:
