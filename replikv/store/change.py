@@ -28,8 +28,8 @@ class Change:
     For the state that ``snapshot=True`` begins with: the revision of that state. Of a mark: everything that this watch
     is to be told of up to this revision, inclusive, has been told."""
     kind: Kind
-    """``"expire"``: gone because the lease it was put with has ended. ``"progress"``: a mark, with the key "", no values,
-    and nothing changed."""
+    """``"expire"``: gone because the lease it was put with has ended. ``"progress"``: a mark, with the key "" and no
+    values; nothing changed."""
     created: bool = False
-    """Whether this put made the key: there was none before. (``previous`` alone does not tell: None is a value.) False in
-    the state that ``snapshot=True`` begins with: nothing is known of what was before."""
+    """Whether this put made the key: there was none before. (``previous`` alone does not tell: None is a value.) False
+    in the state that ``snapshot=True`` begins with: nothing is known of what was before."""

@@ -14,7 +14,7 @@ from replikv.store.change import Kind
 
 __all__ = ["Selection", "check_kinds", "kind_of", "select"]
 
-_KINDS: Final[frozenset[Kind]] = frozenset({"put", "delete", "expire"})
+_KINDS: Final = frozenset({"put", "delete", "expire"})
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Selection:
     """... what the keys begin with, and nothing else is asked of them; or else ..."""
     keys: KeyRange
     """... the range they are in. Always the same set as the other two, where those are given."""
-    kinds: Set[Kind] | None = None
+    kinds: Set[str] | None = None
     """None: all."""
 
     def __contains__(self, key: str) -> bool:
@@ -42,7 +42,9 @@ class Selection:
             return f"the key {self.key!r}"
         if self.prefix is not None:
             return f"the prefix {self.prefix!r}"
-        return f"the keys from {self.keys.start!r} on" + ("" if self.keys.stop is None else f" below {self.keys.stop!r}")
+        return f"the keys from {self.keys.start!r} on" + (
+            "" if self.keys.stop is None else f" below {self.keys.stop!r}"
+        )
 
 
 def select(
@@ -63,7 +65,7 @@ def select(
     return Selection(None, None, KeyRange(first, end, prefix), wanted)
 
 
-def check_kinds(kinds: Iterable[Kind] | None) -> frozenset[Kind] | None:
+def check_kinds(kinds: Iterable[str] | None) -> frozenset[str] | None:
     """Raises ConfigurationError unless it is None, or some of the kinds of changes there are."""
     if kinds is None:
         return None

@@ -111,21 +111,25 @@ class WatchHub:
             return
         if keyspace.revision == self._pin.revision:
             return
-        matching: list[Audience] = []
+        # What matches, for each audience. Not kept with the audiences: there may be ten thousand of them, and the
+        # garbage collector would look at what each was told last.
+        batches: dict[Audience, list[mvcc.Change]] = {}
         audiences_of = self._live.audiences_of
         for _, changes in keyspace.changes_pinned(self._pin, keyspace.revision):
             for change in changes:
                 for audience in audiences_of(change[0]):
-                    if not audience.batch:
-                        matching.append(audience)
-                    audience.batch.append(change)
+                    batch = batches.get(audience)
+                    if batch is None:
+                        batches[audience] = [change]
+                    else:
+                        batch.append(change)
         done, self._pin = self._pin, keyspace.pin()
         done.release()
+        after = done.revision
         self.spare_steps = SPARE_STEPS
-        for audience in matching:
-            batch, audience.batch = audience.batch, []
-            for watch in list(audience.watches):  # one that lags leaves
-                watch.offer(batch)
+        for audience, batch in batches.items():
+            for watch in audience.watches[:]:  # one that lags leaves
+                watch.offer(after, batch)
 
     def _follow(self, keyspace: Keyspace) -> bool:
         """A snapshot was installed. It carries the retained history; a watch that needs more than that has a gap.

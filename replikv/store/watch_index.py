@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from replikv.machine import keyspace as mvcc
 from replikv.store.intervals import Intervals
 from replikv.store.selection import Selection
 
@@ -23,12 +22,10 @@ __all__ = ["Audience", "WatchIndex"]
 class Audience:
     """The live watches of the same keys: what is to be told to one of them is gathered for all, once."""
 
-    __slots__ = ("batch", "watches")
+    __slots__ = ("watches",)
 
     def __init__(self) -> None:
-        self.watches: dict[Watch, None] = {}
-        self.batch: list[mvcc.Change] = []
-        """What matched in the sweep that is under way. Empty between sweeps."""
+        self.watches: list[Watch] = []
 
 
 class WatchIndex:
@@ -76,13 +73,13 @@ class WatchIndex:
         if audience is None:
             audience = Audience()
             self._file(watch.selection, audience)
-        audience.watches[watch] = None
+        audience.watches.append(watch)
 
     def remove(self, watch: Watch) -> None:
-        """Take a watch out that is there. O(log n)."""
+        """Take a watch out that is there. O(log n + watches of the same keys)."""
         audience = self._find(watch.selection)
         assert audience is not None
-        del audience.watches[watch]
+        audience.watches.remove(watch)
         if not audience.watches:
             self._discard(watch.selection)
 

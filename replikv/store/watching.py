@@ -64,7 +64,7 @@ class Watching(LocalReads):
             kinds: only changes of these kinds, as in ``{"delete", "expire"}``; all by default. The state of
                 ``snapshot`` are puts.
             previous: whether ``Change.previous`` is wanted. Without it, it is None, and need not be decoded.
-            progress: marks, too: changes of kind "progress", whose revision says that everything up to it has been told.
+            progress: marks, too: changes of kind "progress"; everything up to their revision has been told before them.
                 There is one at the end of the state, one when the history is read and what comes is told as it comes,
                 and one whenever there was nothing to tell for ``settings.watch_progress_interval_s`` while others
                 changed other keys. A mark is as good for ``since=`` as a change, and keeps up with the history.
