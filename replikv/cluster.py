@@ -29,7 +29,7 @@ from replikv.raft.membership import ChangeKind, MemberChange
 from replikv.settings import Settings
 from replikv.startup import Startup, check_address, check_node_id
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 from replikv.transport.base import Transport
 
 __all__ = ["Cluster"]

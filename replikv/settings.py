@@ -126,6 +126,14 @@ class Settings:
     history_bytes_max: int = 64 * MIB
     """... unless they hold more bytes than this."""
 
+    # -- watches -------------------------------------------------------------------------------------------------------
+    watches_max: int = 50_000
+    """Watches and subscriptions of this process that are open at once: some 5 KB each, their tasks included, and what
+    waits for their readers."""
+    watch_progress_interval_s: float = 10.0
+    """A watch with ``progress=True`` that had nothing to tell for so long tells how far it has come. etcd: 600; ours
+    asks nobody."""
+
     # -- the transport -------------------------------------------------------------------------------------------------
     connect_timeout_s: float = 5.0
     """A dial and its handshake."""

@@ -273,7 +273,10 @@ class Keyspace:
             entry = self._log.get(revision)
             if entry is None:
                 raise self._compacted(revision - 1)
-            yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
+            if len(entry) == 4:  # one change: the many
+                yield revision, (cast("Change", entry[1:]),)
+            else:
+                yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
 
     # -- changes -------------------------------------------------------------------------------------------------------
 

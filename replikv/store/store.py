@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
 import struct
-from collections.abc import AsyncGenerator, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Mapping
 from typing import Any, Final
 
 import trio
 
-from replikv.errors import CompactedError, ConfigurationError, EncodingError, ValueTooLargeError
+from replikv.errors import ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine import commands
 from replikv.machine.commands import encode_put
 from replikv.machine.record import value_of
 from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.calls import MAP
-from replikv.store.change import Change
 from replikv.store.entry import ABSENT, Absent
 from replikv.store.leases import Lease, LeaseCalls, lease_id
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
-from replikv.store.subscriptions import Subscription
-from replikv.store.watch import Watch, WatchHub
+from replikv.store.watch_hub import WatchHub
+from replikv.store.watching import Watching
 
 __all__ = ["Store"]
 
@@ -32,7 +29,7 @@ _RAISE: Final = object()
 """``pop`` without a default."""
 
 
-class Store(LeaseCalls):
+class Store(LeaseCalls, Watching):
     """One map, sorted by key, the same on every peer of the cluster: ``cluster.store``.
 
     Keys are str; the empty str is one, too. Values are plain data: None, bool, int, float, str, bytes, list, dict,
@@ -54,11 +51,10 @@ class Store(LeaseCalls):
     One that is cancelled may have been applied, or may be later. *Revisions* count the commands that changed something.
     """
 
-    __slots__ = ("_hub",)
+    __slots__ = ()
 
     def __init__(self, replicator: Replicator, hub: WatchHub, prefix: str = "") -> None:
-        super().__init__(replicator, prefix)
-        self._hub = hub
+        super().__init__(replicator, hub, prefix)
 
     def __repr__(self) -> str:
         return f"<Store {self._prefix!r}>" if self._prefix else "<Store>"
@@ -235,98 +231,3 @@ class Store(LeaseCalls):
         newest = self._keyspace().revision
         if revision > newest:
             raise ConfigurationError(f"revision {revision} is in the future: the newest is {newest}")
-
-    # -- being told ----------------------------------------------------------------------------------------------------
-
-    def watch(
-        self, prefix: str = "", *, since: int | None = None, snapshot: bool = False, buffer: int = 1024
-    ) -> AbstractAsyncContextManager[Watch]:
-        """Every committed change of the keys that begin with ``prefix``: once, in revision order, without a gap.
-
-        ::
-
-            async with store.watch("feature/", since=bookmark) as changes:
-                async for change in changes:
-                    ...
-
-        From the moment the block is entered, nothing is missed. Neither a change of leader, nor a snapshot that is
-        installed under the watch, nor a restart with ``since=`` the last revision one was done with makes a gap.
-
-        Args:
-            prefix: "" for all keys (of the scope).
-            since: what came after this revision, out of the retained history at the reader's pace. One that this
-                replica has not reached yet is waited for: what came until then is not shown again to who has seen it
-                on another peer. By default: what comes after the block is entered.
-            snapshot: first the state as it is when the block is entered, as puts without a previous value, in key
-                order, all with the revision of that state; then what comes after it. Not together with ``since``.
-            buffer: changes that wait for the reader; a single revision may be larger.
-
-        Raises:
-            CompactedError: ``since`` is below the retained history, when the block is entered; or the reader was so
-                slow that the history went past him, from the iterator.
-            LaggedError: from the iterator; the buffer was full. ``since=error.revision`` goes on without a gap.
-            ClusterClosedError: at the start, or from the iterator, which never just ends.
-        """
-        prefix, since = self._check_watch(prefix, since, buffer)
-        if snapshot and since is not None:
-            raise ConfigurationError("snapshot=True begins with the present state, since= with the past: choose one")
-        return self._watching(prefix, since, snapshot, buffer)
-
-    @contextlib.asynccontextmanager
-    async def _watching(self, prefix: str, since: int | None, snapshot: bool, buffer: int) -> AsyncGenerator[Watch]:
-        await trio.lowlevel.checkpoint()
-        self._check_retained(since)
-        watch = self._hub.open(prefix, self._prefix, since=since, snapshot=snapshot, buffer=buffer)
-        try:
-            yield watch
-        finally:
-            watch.close()
-
-    def subscribe(
-        self,
-        callback: Callable[[Change], object],
-        *,
-        prefix: str = "",
-        since: int | None = None,
-        buffer: int = 1024,
-        on_error: Callable[[Exception], object] | None = None,
-    ) -> Subscription:
-        """Call ``callback(change)`` for each change, as ``watch`` would give it, from this call on.
-
-        Both callbacks may be plain or async functions. They run in a task of the subscription's own, one call at a
-        time, in order; a slow one delays nobody else. One that raises is logged, ``on_error`` is told, and it goes on
-        with the next change.
-
-        A callback that does not keep up (``on_error`` gets the LaggedError) is told of what it missed out of the
-        retained history. Only where that is gone, too (CompactedError), changes are missed: it goes on from the oldest
-        revision that is left, ``error.revision``. The subscription ends with the cluster, or by its ``cancel()``.
-
-        Raises CompactedError for a ``since`` below the retained history, and ClusterClosedError.
-        """
-        full_prefix, since = self._check_watch(prefix, since, buffer)
-        if not callable(callback):
-            raise ConfigurationError(f"callback must be callable, not {callback!r}")
-        self._hub.check_open()
-        self._check_retained(since)
-
-        def open_watch(since: int | None) -> Watch:
-            return self._hub.open(full_prefix, self._prefix, since=since, snapshot=False, buffer=buffer)
-
-        subscription = Subscription(open_watch, since, callback, on_error)
-        self._replicator.start_soon(subscription.run, f"subscription to {full_prefix!r}")
-        return subscription
-
-    def _check_watch(self, prefix: str, since: int | None, buffer: int) -> tuple[str, int | None]:
-        check_count("buffer", buffer, 1)
-        if since is not None:
-            check_count("since", since, 0)
-        return self._prefix + check_text("prefix", prefix), since
-
-    def _check_retained(self, since: int | None) -> None:
-        floor = self._keyspace().floor
-        if since is not None and since < floor:
-            raise CompactedError(
-                f"the changes since revision {since} are no longer retained, the history begins at {floor}:"
-                " read the state anew, with snapshot=True for example",
-                floor,
-            )

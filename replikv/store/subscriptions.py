@@ -74,6 +74,7 @@ class Subscription:
                     await self._tell(exc)
         except (LaggedError, CompactedError) as exc:
             log.warning("a subscription fell behind", reason=str(exc), goes_on_from=exc.revision)
+            self._watch.close()  # first: there may be no room for one more
             self._watch = self._open_watch(exc.revision)
             await self._tell(exc)
 

@@ -8,7 +8,7 @@ from local_replicator import LocalReplicator
 
 from replikv.settings import Settings
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 
 
 @pytest.fixture

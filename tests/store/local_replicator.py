@@ -131,6 +131,12 @@ class LocalReplicator:
         self.publish()
         self._wake.set()
 
+    def expire(self, key: str, lease: int = 1) -> None:
+        """The lease that a key was put with has ended."""
+        for replica in [self.leader] if self._behind else [self.leader, self.replica]:
+            replica.keyspace.commit([(key, None, lease)])
+        self.publish()
+
     def compact(self, floor: int) -> None:
         """What the leader proposes when the history is long."""
         self.sweep(commands.encode_compact(floor))

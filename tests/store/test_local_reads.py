@@ -15,7 +15,7 @@ from replikv.errors import ClusterClosedError, CompactedError, ConfigurationErro
 from replikv.machine import commands
 from replikv.machine.values import encode_value
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 
 FRUIT = {"apple": 1, "apricot": 2, "banana": 3, "cherry": 4}
 

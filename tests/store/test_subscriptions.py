@@ -15,7 +15,7 @@ from replikv.machine import commands
 from replikv.machine.values import encode_value
 from replikv.store.change import Change
 from replikv.store.store import Store
-from replikv.store.watch import WatchHub
+from replikv.store.watch_hub import WatchHub
 
 settle = trio.testing.wait_all_tasks_blocked
 
@@ -46,7 +46,7 @@ async def test_callback_is_told_of_every_change_from_the_call_on(store: Store) -
     await store.delete("a/x")
     await settle()
     assert [
-        Change("a/x", 1, None, 2, "put"),
+        Change("a/x", 1, None, 2, "put", created=True),
         Change("a/x", 2, 1, 3, "put"),
         Change("a/x", None, 2, 4, "delete"),
     ] == notes.changes
@@ -72,7 +72,7 @@ async def test_scoped_subscription_has_relative_keys(store: Store) -> None:
     store.scoped("a/").subscribe(notes.changes.append, prefix="b")
     await store.update({"a/b": 1, "a/c": 2, "b": 3})
     await settle()
-    assert [Change("b", 1, None, 1, "put")] == notes.changes
+    assert [Change("b", 1, None, 1, "put", created=True)] == notes.changes
 
 
 async def test_callbacks_may_be_async_and_run_one_at_a_time(
@@ -206,7 +206,7 @@ async def test_cancelled_subscription_calls_back_no_more(
     replicator.sweep(*puts(4, 5))
     await settle()
     assert notes.changes == []
-    assert hub._live == {}
+    assert not hub._live
 
 
 async def test_subscription_may_be_cancelled_before_its_task_begins(store: Store, hub: WatchHub) -> None:
@@ -216,7 +216,7 @@ async def test_subscription_may_be_cancelled_before_its_task_begins(store: Store
     await store.put("key", 1)
     await settle()
     assert notes.changes == []
-    assert hub._live == {}
+    assert not hub._live
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -251,7 +251,7 @@ async def test_callback_may_use_the_store(store: Store) -> None:
     store.subscribe(notes.changes.append, prefix="copy/")
     await store.put("a", 1)
     await settle()
-    assert [Change("copy/a", 1, None, 2, "put")] == notes.changes
+    assert [Change("copy/a", 1, None, 2, "put", created=True)] == notes.changes
 
 
 async def test_closing_cluster_ends_subscriptions_quietly(
