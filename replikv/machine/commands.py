@@ -63,7 +63,7 @@ class Operation(enum.IntEnum):
     GRANT = 11
     REVOKE = 12
     ATTACH = 13
-    TRANSACT = 14
+    TRANSACT = 14  # its layout is that of machine/transactions.py
 
 
 KEYED: Final = struct.Struct(">BIQ")

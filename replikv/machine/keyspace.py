@@ -155,6 +155,10 @@ class Keyspace:
         """Up to ``limit`` keys of the range, in order, as of now. O(log n + limit)."""
         return keys.select(self._live, limit)
 
+    def iterate_keys(self, keys: KeyRange) -> Iterator[str]:
+        """The keys of the range, in order, while nothing is changed. O(log n) to begin, O(1) per key."""
+        return keys.iterate(self._live)
+
     def attached_keys(self, lease: int, limit: int | None = None) -> list[str]:
         """The keys that are attached to a lease, in order; the first ``limit`` of them. O(n log n) of all of them."""
         return sorted(self._attached.get(lease, ()))[:limit]
@@ -277,6 +281,17 @@ class Keyspace:
                 yield revision, (cast("Change", entry[1:]),)
             else:
                 yield revision, tuple(zip(entry[1::3], entry[2::3], entry[3::3], strict=True))
+
+    def unchanged_since(self, keys: KeyRange, revision: int) -> bool:
+        """Whether no key of the range was put or deleted after a revision. O(changes since).
+
+        False below the logical floor, where nobody knows. A function of the logical state: commands may ask.
+        """
+        if revision < self.floor:
+            return False
+        return not any(
+            key in keys for later in range(revision + 1, self.revision + 1) for key in self._log[later][1::3]
+        )
 
     # -- changes -------------------------------------------------------------------------------------------------------
 

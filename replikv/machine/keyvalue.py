@@ -29,6 +29,8 @@ from replikv.machine.keyspace import KEY_BYTES, Keyspace, Write
 from replikv.machine.leases import Leases
 from replikv.machine.ranges import KeyRange
 from replikv.machine.record import lease_of, mod_revision_of, value_of
+from replikv.machine.refusal import RefusedError
+from replikv.machine.transactions import Transacting, decode_transact
 from replikv.machine.values import decode_value, encode_value, equal_values
 
 __all__ = ["KeyValue"]
@@ -42,20 +44,6 @@ _pack_number: Final = struct.Struct(">BQ").pack
 _pack_outcome: Final = struct.Struct(">BQB").pack
 _pack_prefix: Final = struct.Struct(">BQIB").pack
 _INTEGER_BYTES_MAX: Final = 1 << 30  # INCREMENT: what was proposed and what was stored were both bounded before
-
-
-class RefusedError(Exception):
-    """The command cannot be applied; the state is as before.
-
-    The text is part of the result, so it must be the same on every replica: no repr (what is printable depends on the
-    version of Python), no words of other libraries.
-    """
-
-    status: Final[Status]
-
-    def __init__(self, reason: str, status: Status = Status.FAILED) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class KeyValue(StateMachine):
@@ -81,6 +69,7 @@ class KeyValue(StateMachine):
             Operation.GRANT: self._grant,
             Operation.REVOKE: self._revoke,
             Operation.ATTACH: self._attach,
+            Operation.TRANSACT: self._transact,
         }
         """Those of version 1."""
 
@@ -285,6 +274,13 @@ class KeyValue(StateMachine):
         if record is None or lease_of(record) == lease:
             return _pack_outcome(0, self.keyspace.revision, record is not None)
         return _pack_outcome(0, self.keyspace.put(key, value_of(record), lease), True)
+
+    def _transact(self, data: bytes, offset: int) -> bytes:
+        limit = self.governance.limits.operations
+        choice, operations = decode_transact(data, offset, limit)
+        transacting = Transacting(self.keyspace, operations, limit)
+        result = transacting.run(choice)  # nothing is changed before all of it is known
+        return _pack_number(0, self._commit(transacting.writes())) + result
 
     # -- snapshots -----------------------------------------------------------------------------------------------------
 

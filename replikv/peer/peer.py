@@ -398,12 +398,14 @@ class Peer:
             " use it inside its 'async with' block, or while its run() is running"
         )
 
-    def propose(self, kind: int, payload: bytes) -> Coroutine[Any, Any, bytes]:
+    def propose(self, kind: int, payload: bytes, deadline: float | None = None) -> Coroutine[Any, Any, bytes]:
         """As :meth:`Replicator.propose`."""
         if self._nursery is None:
             raise self._closed_error()
         driver = self._driver
         driver.wake()
+        if deadline is not None:
+            return driver.proposals.submit_hurried(kind, payload, min(deadline, driver.deadline()))
         return driver.proposals.submit(kind, payload, driver.deadline())
 
     async def barrier(self) -> None:

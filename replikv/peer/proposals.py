@@ -15,8 +15,8 @@ from __future__ import annotations
 import random
 import struct
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Final
 
 import outcome
 import trio
@@ -57,7 +57,7 @@ class Proposals:
 
     Invariants: sequences are handed out from 1 upwards, once each; ``low`` is the lowest sequence that is in ``handed``
     or ``unsettled`` (or the next one); ``next_sequence - low`` never exceeds the window; deadlines in ``queue`` and in
-    ``handed`` ascend.
+    ``handed`` ascend, but for those in ``hurried``.
     """
 
     def __init__(self, node_id: str, in_flight_max: int, randomness: random.Random) -> None:
@@ -66,6 +66,8 @@ class Proposals:
         self._random = randomness
         self._queue: deque[Proposal] = deque()
         self._handed: dict[int, Proposal] = {}
+        # Those whose deadline is earlier than that of an operation that begins when they do.
+        self._hurried: dict[Proposal, None] = {}
         # Commands to hand over once more, before new ones.
         self._again: deque[Proposal] = deque()
         # Sequence -> whether somebody was given its token, and may ask what became of it. Without one, it is here until
@@ -82,12 +84,23 @@ class Proposals:
 
     # -- the caller's --------------------------------------------------------------------------------------------------
 
-    async def submit(self, kind: int, payload: bytes, deadline: float) -> bytes:
+    def submit(self, kind: int, payload: bytes, deadline: float) -> Coroutine[Any, Any, bytes]:
         """Queue a command and wait for its result. The driver must be woken before.
 
         Cancelled before it was handed over, it never will be; after that it may be applied, once.
         """
+        return self._submit(Proposal(kind, payload, trio.lowlevel.current_task(), deadline))
+
+    async def submit_hurried(self, kind: int, payload: bytes, deadline: float) -> bytes:
+        """As :meth:`submit`, with any deadline, not one that ascends from call to call."""
         proposal = Proposal(kind, payload, trio.lowlevel.current_task(), deadline)
+        self._hurried[proposal] = None
+        try:
+            return await self._submit(proposal)
+        finally:
+            del self._hurried[proposal]
+
+    async def _submit(self, proposal: Proposal) -> bytes:
         self._queue.append(proposal)
 
         def abort(_: object) -> trio.lowlevel.Abort:
@@ -300,15 +313,23 @@ class Proposals:
         while self._handed:
             proposal = next(iter(self._handed.values()))
             if proposal.task is not None and proposal.deadline > now:
-                return
-            if proposal.attempts == 0:
-                del self._handed[proposal.sequence]
-                self._fail(proposal, surely_not)
+                break
+            self._give_up(proposal, surely_not, why)
+        for proposal in [each for each in self._hurried if each.deadline <= now]:
+            if self._handed.get(proposal.sequence) is proposal:
+                self._give_up(proposal, surely_not, why)
             else:
-                task = proposal.task
-                self._leave_unsettled(proposal, token=task is not None)
-                proposal.task = task
-                self._fail(proposal, self._unknown(self.session, proposal.sequence, why()))
+                self._fail(proposal, surely_not)  # it stays in the queue, where nobody takes it any more
+
+    def _give_up(self, proposal: Proposal, surely_not: Callable[[], Exception], why: Callable[[], str]) -> None:
+        if proposal.attempts == 0:
+            del self._handed[proposal.sequence]
+            self._fail(proposal, surely_not)
+        else:
+            task = proposal.task
+            self._leave_unsettled(proposal, token=task is not None)
+            proposal.task = task
+            self._fail(proposal, self._unknown(self.session, proposal.sequence, why()))
 
     def fail_all(self, surely_not: Callable[[], Exception], why: str) -> None:
         """The peer stops: tell everybody."""

@@ -22,10 +22,11 @@ class Replicator(Protocol):
         """Raise ClusterClosedError unless the cluster is open."""
         ...
 
-    async def propose(self, kind: int, payload: bytes) -> bytes:
+    async def propose(self, kind: int, payload: bytes, deadline: float | None = None) -> bytes:
         """Have the command applied exactly once; its result, once this process's replica has applied it.
 
-        The result begins with its Status byte, which is OK or FAILED.
+        The result begins with its Status byte, which is OK or says what every replica refused. ``deadline``, in trio's
+        time, is for one of several calls that share a ``request_timeout_s``.
 
         Raises:
             UnavailableError: surely not applied within ``settings.request_timeout_s``.

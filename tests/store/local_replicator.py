@@ -50,7 +50,7 @@ class LocalReplicator:
         if not self._open:
             raise ClusterClosedError("this cluster is closed")
 
-    async def propose(self, kind: int, payload: bytes) -> bytes:
+    async def propose(self, kind: int, payload: bytes, deadline: float | None = None) -> bytes:
         self.check_open()
         done, result = trio.Event(), list[bytes]()
         self._queue.append((self._envelope(kind, payload), done, result))
