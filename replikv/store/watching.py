@@ -10,8 +10,8 @@ import trio
 
 from replikv.errors import CompactedError, ConfigurationError
 from replikv.store.arguments import check_count
+from replikv.store.calls import Calls
 from replikv.store.change import Change, Kind
-from replikv.store.reads import LocalReads
 from replikv.store.replicator import Replicator
 from replikv.store.selection import select
 from replikv.store.subscriptions import Subscription
@@ -21,7 +21,7 @@ from replikv.store.watch_hub import WatchHub
 __all__ = ["Watching"]
 
 
-class Watching(LocalReads):
+class Watching(Calls):
     """What is told of changes as this process's replica applies them."""
 
     __slots__ = ("_hub",)
