@@ -18,8 +18,9 @@ async def wait_changed(
 ) -> None:
     """Return when a key with this prefix was changed after revision ``since``, in a way that is wanted.
 
-    Look at the replica, note ``store.revision``, and wait, with no await before: then no change is missed. Returns too
-    early when the history does not reach back to ``since`` any more; so look again. Cancelling it leaves nothing behind.
+    Look at the replica, note ``store.revision``, and wait, with no await between: then no change is missed. It returns
+    too early when there were too many to tell, or the history does not reach back to ``since`` any more: so look again.
+    Cancelling it leaves nothing behind.
     """
     try:
         # Coalesced: of a key that was changed many times, only how it is now matters to who looks at it now.

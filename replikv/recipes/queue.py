@@ -11,8 +11,8 @@ The keys of a queue "mails", below ``queues/mails/`` of the store it is made of,
 Rules, each kept by the comparisons of one transaction:
 
 1. An item is claimed by one at a time: a claim is put only where there is none.
-2. An item is deleted only together with a claim that is still held, its own *fence* says which. So who has lost his claim
-   cannot acknowledge what was delivered to somebody else.
+2. An item is deleted only together with a claim that is still held; its own *fence* says which. So who has lost his
+   claim cannot acknowledge what was delivered to somebody else.
 3. Claims and burials name the number of deliveries that they know of. So they rest on no old state, and no item is
    delivered more than ``max_deliveries`` times.
 4. An item never leaves its place: a claim is a key beside it. Whoever gets it back finds it where it was.
@@ -27,7 +27,7 @@ import dataclasses
 import itertools
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import trio
 
@@ -36,9 +36,11 @@ from replikv import (
     Compare,
     ConfigurationError,
     Delete,
+    DeleteRange,
+    Get,
+    GetRange,
     Lease,
     LeaseExpiredError,
-    Operation,
     OutcomeUnknownError,
     Put,
     ReplikvError,
@@ -49,6 +51,8 @@ from replikv import (
 from replikv.recipes.changes import wait_changed
 
 __all__ = ["Delivery", "Queue", "QueueStatistics"]
+
+Operation: TypeAlias = Put | Delete | DeleteRange | Get | GetRange | Txn
 
 PAGE: Final = 64
 """Items that are looked at together: those at the head that others hold are passed over."""
@@ -75,7 +79,7 @@ class _Plan(NamedTuple):
 
     number: str
     item: Any
-    count: int
+    deliveries: int
     buries: bool
     txn: Txn
 
@@ -89,13 +93,13 @@ class Delivery:
         self._queue = queue
         self._lease = lease
         self.number = number
-        """Its place in the queue, which ``put`` returned: unique, and so a key for consumers that must not do it twice."""
+        """Its place in the queue, which ``put`` returned. Unique: the name to remember what was done with it under."""
         self.item = item
         """What was put, this consumer's own copy."""
         self.count = count
         """How often it was delivered, this time included. Above 1, somebody may have done all of it, or a part."""
         self.fence = fence
-        """Holds as long as the claim does: ``store.txn([delivery.fence], [Put(...)])`` changes nothing once it is lost."""
+        """Holds as long as the claim does: ``store.txn([delivery.fence], [Put(...)])`` does nothing once it is lost."""
         self.acknowledged = False
 
     def __repr__(self) -> str:
@@ -137,16 +141,16 @@ class Queue:
     dies, or is cut off for ``visibility_s``, gives the item back, and it is delivered again: *at least once*. So a
     consumer does no harm by doing an item twice, or does it in the map, with :meth:`Delivery.acknowledge`.
 
-    Items are delivered in the order of their puts: of two, the one whose ``put`` returned before the other's began comes
-    first. One that was given back is at its old place.
+    Items are delivered in the order of their puts: of two, the one whose ``put`` returned before the other's began
+    comes first. One that was given back is at its old place.
 
     One object serves any number of tasks. Waiting costs no consensus; of the tasks of a process that wait, one watches.
 
     Args:
         store: the map, or a scope of it. The queue's keys begin with ``queues/NAME/`` there.
         name: without "/".
-        visibility_s: how long after a consumer was last heard of its item is delivered to somebody else. A consumer that
-            lives may take longer: its lease is kept alive. 30 as SQS has it; shorter notices dead consumers sooner.
+        visibility_s: how long after a consumer was last heard of its item is delivered to somebody else. A consumer
+            that lives may take longer: its lease is kept alive. SQS: 30; a shorter time notices dead consumers sooner.
         max_deliveries: after so many deliveries without an acknowledgement an item is *dead*: it is put aside for
             :meth:`dead_letters`, and does not come back by itself. The same in every process. None: never.
 
@@ -208,7 +212,9 @@ class Queue:
         try:
             last = await self._store.increment(self._number, len(items))
         except OutcomeUnknownError as exc:
-            raise UnavailableError(f"nothing was put into queue {self.name!r}: it could not get a number: {exc}") from exc
+            raise UnavailableError(
+                f"nothing was put into queue {self.name!r}: it could not get a number: {exc}"
+            ) from exc
         numbers = range(last - len(items) + 1, last + 1)
         await self._store.update({f"{self._items}{n:020}": item for n, item in zip(numbers, items, strict=True)})
         return numbers
@@ -246,12 +252,16 @@ class Queue:
         "Nowait" means: not for items. The cluster is asked: before it says that there is nothing, it makes sure that
         this process's replica has whatever was put before the call.
         """
-        async with self._receive(wait=False) as delivery:
+        async with self.receive_nowait() as delivery:
             yield delivery.item
 
     def receive(self) -> AbstractAsyncContextManager[Delivery]:
         """As :meth:`take`, for those who want more than the item: a :class:`Delivery`."""
         return self._receive(wait=True)
+
+    def receive_nowait(self) -> AbstractAsyncContextManager[Delivery]:
+        """As :meth:`take_nowait`, for those who want more than the item: a :class:`Delivery`."""
+        return self._receive(wait=False)
 
     def __aiter__(self) -> Queue:
         """One delivery after the other, without end.
@@ -384,13 +394,14 @@ class Queue:
         ]
         value = store[item]
         if self._max_deliveries is not None and count >= self._max_deliveries:
-            burial = [Delete(item), Delete(deliveries), Put(self._dead + number, value)]
+            burial: list[Operation] = [Delete(item), Delete(deliveries), Put(self._dead + number, value)]
             return _Plan(number, value, count, True, Txn(compares, burial))
-        return _Plan(number, value, count + 1, False, Txn(compares, [Put(claim, None, lease), Put(deliveries, None)]))
+        claiming: list[Operation] = [Put(claim, None, lease), Put(deliveries, None)]
+        return _Plan(number, value, count + 1, False, Txn(compares, claiming))
 
     def _delivery(self, plan: _Plan, lease: Lease, revision: int) -> Delivery:
         fence = Compare.create_revision(self._claims + plan.number, "==", revision)
-        return Delivery(self, lease, int(plan.number), plan.item, plan.count, fence)
+        return Delivery(self, lease, int(plan.number), plan.item, plan.deliveries, fence)
 
     async def _acknowledge(self, delivery: Delivery, operations: Iterable[Operation] = ()) -> None:
         number = f"{delivery.number:020}"

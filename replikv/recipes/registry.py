@@ -1,8 +1,8 @@
 """Who offers which service, and where: found by all, gone with its process.
 
 The keys are ``services/SERVICE/ADDRESS`` of the store that the registry is made of, each attached to the lease of the
-registration that has put it last. A key belongs to one lease, so of two registrations of an address the later one counts,
-and the end of the earlier one takes nothing away.
+registration that has put it last. A key belongs to one lease, so of two registrations of an address the later one
+counts, and the end of the earlier one takes nothing away.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import AsyncGenerator
-from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -139,7 +138,9 @@ class ServiceRegistry:
         return sorted({key.split("/", 2)[1] for key in self._store.keys("services/")})
 
     def watch(self, service: str) -> EndpointWatch:
-        """The endpoints as they are, and as they are again whenever that has changed::
+        """The endpoints as they are, and as they are again whenever that has changed.
+
+        ::
 
             async for endpoints in registry.watch("payments"):
                 ...
@@ -265,8 +266,8 @@ class EndpointWatch:
 class Balancer:
     """Picks endpoints of a service by turns: made by ``registry.balancer(service)``. One per process and service.
 
-    One that failed is passed over for ``retry_after_s`` by trio's clock, unless nothing else is left: then it is the one
-    that failed longest ago. Somebody who registers anew at its address begins with a clean slate.
+    One that failed is passed over for ``retry_after_s`` by trio's clock, unless nothing else is left: then the turn is
+    that of the one that failed longest ago. Whoever registers anew at its address begins with a clean slate.
 
     What failed is known to this process only: whom it cannot reach, others may. Picks are reads of the local replica.
     """
@@ -288,7 +289,9 @@ class Balancer:
         """The next endpoint. O(n). Raises NoEndpointError if there is none at all."""
         endpoints = self._registry.resolve(self._service)
         if not endpoints:
-            raise NoEndpointError(f"nobody offers {self._service!r}: wait for it, or ask registry.services() what there is")
+            raise NoEndpointError(
+                f"nobody offers {self._service!r}: wait for it, or ask registry.services() what there is"
+            )
         now = trio.current_time()
         self._failed = {name: self._failed[name] for name in map(_name, endpoints) if name in self._failed}
         fit = [e for e in endpoints if now >= self._failed.get(_name(e), -math.inf) + self._retry_after_s]
@@ -309,9 +312,9 @@ class Balancer:
 
     @contextlib.asynccontextmanager
     async def endpoint(self) -> AsyncGenerator[Endpoint]:
-        """The next endpoint, for a call; waits while there is none at all. An exception of the body counts as a failure.
+        """The next endpoint, for a call; waits while there is none at all.
 
-        A timeout counts if it is inside::
+        An exception of the body counts as a failure. A timeout counts if it is inside::
 
             async with payments.endpoint() as endpoint:
                 with trio.fail_after(1.0):

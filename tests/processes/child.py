@@ -174,16 +174,16 @@ def tell(message: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
-async def main(arguments: dict[str, Any]) -> None:
+async def main(arguments: dict[str, Any], make: type[Child] = Child) -> None:
     try:
-        await run(**arguments)
+        await run(make, **arguments)
     except RemovedError as exc:
         tell({"removed": str(exc)})
 
 
-async def run(settings: dict[str, Any], history: str, **arguments: Any) -> None:
+async def run(make: type[Child], settings: dict[str, Any], history: str, **arguments: Any) -> None:
     async with Cluster(**arguments, settings=Settings(**settings)) as cluster, trio.open_nursery() as nursery:
-        child = Child(cluster, nursery, Path(history))
+        child = make(cluster, nursery, Path(history))
         tell({"ready": True})
         buffer = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

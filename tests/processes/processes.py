@@ -129,7 +129,14 @@ class Group:
     """Peers by node id, some of them running, and what their clients were told."""
 
     def __init__(
-        self, directory: Path, nursery: trio.Nursery, members: str, durable: bool, settings: dict[str, float]
+        self,
+        directory: Path,
+        nursery: trio.Nursery,
+        members: str,
+        durable: bool,
+        settings: dict[str, float],
+        program: str = "child.py",
+        clocks: Mapping[str, Mapping[str, float]] | None = None,
     ) -> None:
         self.directory = directory
         self.members = free_addresses(members)
@@ -140,6 +147,9 @@ class Group:
         self._nursery = nursery
         self._durable = durable
         self._settings = settings
+        self._program = program
+        # Node id -> what its program is to think of time.
+        self._clocks = clocks or {}
         # The answers to come of peers whose clients work.
         self._working: list[tuple[Process, int]] = []
         # Node id -> what it was started with, and is started with again.
@@ -158,9 +168,10 @@ class Group:
             if self._durable:
                 arguments.setdefault("data_dir", str(self.directory / node_id))
             history = str(self.directory / f"{node_id}.history")
-            process = Process(
-                {**arguments, "settings": self._settings, "history": history}, self.directory / f"{node_id}.log"
-            )
+            given = {**arguments, "settings": self._settings, "history": history}
+            if node_id in self._clocks:
+                given["clock"] = dict(self._clocks[node_id])
+            process = Process(given, self.directory / f"{node_id}.log", self._program)
             self.running[node_id] = process
             self._nursery.start_soon(process.listen, self.acknowledged)
         for node_id in node_ids:
@@ -312,12 +323,18 @@ class Group:
 
 @contextlib.asynccontextmanager
 async def running_processes(
-    directory: Path, members: str = "abc", *, durable: bool = True, settings: Mapping[str, float] | None = None
+    directory: Path,
+    members: str = "abc",
+    *,
+    durable: bool = True,
+    settings: Mapping[str, float] | None = None,
+    program: str = "child.py",
+    clocks: Mapping[str, Mapping[str, float]] | None = None,
 ) -> AsyncIterator[Group]:
     """The first members, who run. Whatever runs at the end is killed."""
     async with trio.open_nursery() as nursery:
         times = {"heartbeat_interval_s": 0.05, "election_timeout_s": 0.5}
-        group = Group(directory, nursery, members, durable, {**times, **(settings or {})})
+        group = Group(directory, nursery, members, durable, {**times, **(settings or {})}, program, clocks)
         try:
             await group.start(members)
             yield group

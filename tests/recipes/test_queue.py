@@ -1,4 +1,5 @@
 """The queue: each item to one consumer at a time, in order, until it was acknowledged, whatever becomes of whom."""
+# ruff: noqa: PT012  # a whole block is what raises
 
 from __future__ import annotations
 
@@ -9,56 +10,10 @@ import pytest
 import trio
 import trio.testing
 from clusters import id_of, peer_of, running
-from steps import CancelAtStep
+from consuming import Hands, left_behind, queue_of, take_all
 
-from replikv import Cluster, ConfigurationError, EncodingError, LeaseExpiredError, Put, Store, UnavailableError
+from replikv import Cluster, ConfigurationError, EncodingError, Put
 from replikv.recipes import Queue, QueueStatistics
-
-VISIBILITY_S = 3.0
-"""Three election timeouts: a change of leader alone costs nobody an item."""
-EXPIRED_S = 2 * VISIBILITY_S + 3.0
-"""Within this time the item of a consumer that is cut off or dead can be had, even if it led the cluster."""
-
-
-def queue_of(store: Store, *, max_deliveries: int | None = None) -> Queue:
-    return Queue(store, "mails", visibility_s=VISIBILITY_S, max_deliveries=max_deliveries)
-
-
-def left_behind(cluster: Cluster) -> tuple[list[str], int]:
-    """The keys that are there but for the number given out last, and how many leases, as this replica knows."""
-    keys = [key for key in cluster.store if key != "queues/mails/number"]
-    return keys, len(peer_of(cluster).replica.map.leases)
-
-
-async def take_all(queue: Queue) -> list[Any]:
-    """Take and acknowledge until there is nothing left."""
-    taken = []
-    with contextlib.suppress(trio.WouldBlock):
-        while True:
-            async with queue.take_nowait() as item:
-                taken.append(item)
-    return taken
-
-
-class Hands:
-    """Consumers that tell what they have in hand."""
-
-    def __init__(self) -> None:
-        self.items: list[Any] = []
-        self.let_go = trio.Event()
-
-    async def hold(self, queue: Queue) -> None:
-        """Take one, and hold it until the event."""
-        async with queue.take() as item:
-            self.items.append(item)
-            await self.let_go.wait()
-
-    async def until(self, count: int) -> None:
-        """Wait until so many were taken."""
-        with trio.fail_after(EXPIRED_S):
-            while len(self.items) < count:  # noqa: ASYNC110  # a test may look
-                await trio.sleep(0.01)
-
 
 # -- one after the other -----------------------------------------------------------------------------------------------
 
@@ -246,87 +201,7 @@ async def test_waiting_asks_nobody(autojump_clock: trio.abc.Clock) -> None:
         nursery.cancel_scope.cancel()
 
 
-# -- lost claims -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("role", ["leader", "follower"])
-async def test_the_item_of_a_process_that_dies_is_delivered_again(autojump_clock: trio.abc.Clock, role: str) -> None:
-    """Not before its lease has ended, and at its old place."""
-    async with running() as peers, trio.open_nursery() as nursery:
-        leader = await peers.leader()
-        victim = leader if role == "leader" else peers.without(leader)[0]
-        await queue_of(victim.store).put_many(["first", "second"])
-        hands = Hands()
-        nursery.start_soon(hold_until_closed, hands, queue_of(victim.store))
-        await hands.until(1)
-        died = trio.current_time()
-        await peers.kill(id_of(victim))
-        other = queue_of(peers.all[0].store)
-        await peers.leader()
-        async with other.receive() as delivery:
-            assert "second" == delivery.item
-        with trio.fail_after(EXPIRED_S):
-            async with other.receive() as delivery:
-                assert ("first", 2) == (delivery.item, delivery.count)
-        assert died + VISIBILITY_S * 0.6 <= trio.current_time()  # kept alive a third of it before, at the most
-
-
-async def hold_until_closed(hands: Hands, queue: Queue) -> None:
-    """Whatever its end is: the process it runs in is dead."""
-    with contextlib.suppress(Exception):
-        await hands.hold(queue)
-
-
-async def test_whoever_is_cut_off_stops_before_anybody_else_begins(autojump_clock: trio.abc.Clock) -> None:
-    """Its body is cancelled, LeaseExpiredError raised, and then, not sooner, the item delivered to another."""
-    async with running() as peers, trio.open_nursery() as nursery:
-        leader = await peers.leader()
-        victim, other = peers.without(leader)
-        queue = queue_of(victim.store)
-        await queue.put("item")
-        held, stopped = trio.Event(), trio.Event()
-        stopped_at = 0.0
-
-        async def hold() -> None:
-            nonlocal stopped_at
-            with pytest.raises(LeaseExpiredError):
-                async with queue.take():
-                    held.set()
-                    try:
-                        await trio.sleep_forever()
-                    finally:
-                        stopped_at = trio.current_time()
-            stopped.set()
-
-        nursery.start_soon(hold)
-        await held.wait()
-        peers.network.isolate(id_of(victim))
-        with trio.fail_after(EXPIRED_S):
-            async with queue_of(other.store).receive() as delivery:
-                assert ("item", 2) == (delivery.item, delivery.count)
-                assert 0.0 < stopped_at <= trio.current_time()
-        await stopped.wait()
-        peers.network.heal()
-        await peers.converge()
-        assert 0 == queue.size
-
-
-async def test_a_lost_claim_cannot_acknowledge(autojump_clock: trio.abc.Clock) -> None:
-    """The item of who has lost his claim without knowing is not taken off the queue by him, nor from who has it now."""
-    async with Cluster("a") as cluster:
-        queue = queue_of(cluster.store)
-        await queue.put("item")
-        with pytest.raises(LeaseExpiredError, match="item 1 of queue 'mails' was lost before it was acknowledged"):
-            async with queue.receive() as lost:
-                await cluster.store.delete("queues/mails/claims/" + "1".zfill(20))
-                async with queue.receive() as delivery:
-                    assert ("item", 2) == (delivery.item, delivery.count)
-                    assert not (await cluster.store.txn([lost.fence], [Put("by", "the loser")])).succeeded
-                    with pytest.raises(LeaseExpiredError):
-                        await lost.acknowledge()
-                    assert (await cluster.store.txn([delivery.fence], [Put("by", "the holder")])).succeeded
-        assert 0 == queue.size
-        assert "the holder" == cluster.store["by"]
+# -- with the acknowledgement  -----------------------------------------------------------------------------------------
 
 
 async def test_what_is_done_in_the_map_with_the_acknowledgement_is_done_once(autojump_clock: trio.abc.Clock) -> None:
@@ -345,7 +220,7 @@ async def test_what_is_done_in_the_map_with_the_acknowledgement_is_done_once(aut
         assert item not in store
         assert "item" == await store.get(item, revision=revision - 1)
         assert None is await store.get(item, revision=revision)
-        assert ([ "done/item"], 0) == left_behind(cluster)
+        assert (["done/item"], 0) == left_behind(cluster)
 
 
 # -- nothing to wait for -----------------------------------------------------------------------------------------------
@@ -413,118 +288,3 @@ async def test_a_dead_item_can_be_discarded(autojump_clock: trio.abc.Clock) -> N
         assert {1: "poison"} == queue.dead_letters()
         assert (await queue.discard(1), await queue.discard(1)) == (True, False)
         assert ([], 0) == left_behind(cluster)
-
-
-# -- many --------------------------------------------------------------------------------------------------------------
-
-
-async def test_many_consumers_in_many_processes_get_each_item_once(autojump_clock: trio.abc.Clock) -> None:
-    """Seven processes, three consumers in each, all of them waiting when 210 items come at once.
-
-    Nothing is lost, nothing delivered twice, and though all of them want the first item, an item costs few commands.
-    """
-    taken: list[int] = []
-    async with running("abcdefg", voters_max=7) as peers:
-        await peers.leader()
-        peers.network.set_faults(delay_s=(0.001, 0.01))
-
-        async def consume(queue: Queue) -> None:
-            async for delivery in queue:
-                async with delivery as item:
-                    taken.append(item)
-
-        async with trio.open_nursery() as nursery:
-            for cluster in peers.all:
-                queue = queue_of(cluster.store)
-                for _ in range(3):
-                    nursery.start_soon(consume, queue)
-            await trio.sleep(1.0)
-            before = peer_of(peers["a"]).replica.position
-            await queue_of(peers["a"].store).put_many(range(210))
-            with trio.fail_after(60.0):
-                while len(taken) < 210:  # noqa: ASYNC110  # a test may look
-                    await trio.sleep(0.01)
-            await trio.sleep(1.0)
-            nursery.cancel_scope.cancel()
-        assert list(range(210)) == sorted(taken)
-        assert (peer_of(peers["a"]).replica.position - before) / 210 < 7
-        await peers.converge()
-        assert ([], 0) == left_behind(peers["a"])
-
-
-# -- cancellation ------------------------------------------------------------------------------------------------------
-
-
-async def test_cancelled_at_any_step_of_taking(autojump_clock: trio.abc.Clock) -> None:
-    """The item is acknowledged, or delivered again, soon; nobody else is in the way of it, and nothing else is left."""
-    steps = left = 0
-    async with running() as peers:
-        follower = (await peers.followers())[0]
-        queue = queue_of(follower.store)
-        while left <= 0:
-            steps += 1
-            await queue.put(steps)
-            finished = False
-            with trio.CancelScope() as scope:
-                instrument = CancelAtStep(steps, scope)
-                trio.lowlevel.add_instrument(instrument)
-                try:
-                    async with queue.take() as item:
-                        assert steps == item
-                        await trio.lowlevel.checkpoint()
-                        finished = True
-                finally:
-                    trio.lowlevel.remove_instrument(instrument)
-            left = instrument.left
-            with trio.move_on_after(EXPIRED_S):
-                async with queue.receive() as delivery:
-                    assert (steps, 2) >= (delivery.item, delivery.count)
-                    assert steps == delivery.item
-            assert finished or not scope.cancelled_caught or 0 == queue.size
-            assert 0 == queue.size
-        assert steps > 20
-        await trio.sleep(EXPIRED_S)
-        await peers.converge()
-        assert ([], 0) == left_behind(follower)
-
-
-async def test_a_task_that_is_cancelled_while_it_claims_wakes_the_next(autojump_clock: trio.abc.Clock) -> None:
-    """One that waits in the same process does not sleep on an item that the other has not got."""
-    async with running(request_timeout_s=2.0) as peers, trio.open_nursery() as nursery:
-        leader = await peers.leader()
-        follower = peers.without(leader)[0]
-        queue, hands = queue_of(follower.store), Hands()
-        await queue.put("item")
-        peers.network.isolate(id_of(follower))  # so that nothing comes of what is begun
-        scope = trio.CancelScope()
-
-        async def give_up() -> None:
-            with scope:
-                await hands.hold(queue)
-
-        nursery.start_soon(give_up)
-        await trio.sleep(0.5)
-        nursery.start_soon(hands.hold, queue)
-        await trio.sleep(0.5)
-        peers.network.heal()
-        scope.cancel()
-        await hands.until(1)
-        hands.let_go.set()
-
-
-async def test_a_claim_that_is_not_made_in_time_is_told(autojump_clock: trio.abc.Clock) -> None:
-    """UnavailableError, and the item is there for the next."""
-    async with running(request_timeout_s=2.0) as peers:
-        leader = await peers.leader()
-        follower = peers.without(leader)[0]
-        queue = queue_of(follower.store)
-        await queue.put("item")
-        peers.network.isolate(id_of(follower))
-        await trio.sleep(5.0)
-        with pytest.raises(UnavailableError):
-            async with queue.take():
-                pytest.fail("entered")
-        peers.network.heal()
-        with trio.fail_after(EXPIRED_S):
-            async with queue.take() as item:
-                assert "item" == item
