@@ -11,6 +11,14 @@ from programs import run_program
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 EXPECTED = {
+    "job_queue.py": [
+        r"[abc]: done ant.png",
+        r"[abc] has ended, with SIGKILL: it is started again",
+        r"[abc]: bear.png was begun before, by somebody who has not finished",
+        r"[abc]: done bear.png",
+        r"[abc]: put aside broken.png, number 3, until somebody has a look",
+        r"every job was done, or put aside: \['ant.png', 'bear.png', 'broken.png', 'cat.png', 'dog.png', 'eel.png'\]",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",
@@ -24,6 +32,12 @@ EXPECTED = {
         r"a was removed, and has ended",
         r"members: \{'d': 'voter', 'e': 'voter', 'f': 'voter'\}",
         r"the work has gone on all the time",
+    ],
+    "service_registry.py": [
+        r"greetings are offered by \['b', 'c'\]",
+        r"(a was told: hello from [bc]\n.*){4}a could not reach b: OSError",
+        r"a could not reach b: \w+\n.*hello from c\n.*hello from c\n",
+        r"greetings are offered by \['c'\]",
     ],
     "shared_config.py": [
         r"a: workers is now 8",
