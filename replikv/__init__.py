@@ -35,6 +35,8 @@ from replikv.store.entry import ABSENT, Entry
 from replikv.store.leases import Lease, LeaseStatus
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
+from replikv.store.transactions import Transaction
+from replikv.store.txn import Compare, Delete, DeleteRange, Get, GetRange, Put, Txn, TxnResult
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
@@ -48,11 +50,16 @@ __all__ = [
     "Cluster",
     "ClusterClosedError",
     "CompactedError",
+    "Compare",
     "ConfigurationError",
     "CorruptionError",
     "DataDirInUseError",
+    "Delete",
+    "DeleteRange",
     "EncodingError",
     "Entry",
+    "Get",
+    "GetRange",
     "Hello",
     "InternalError",
     "LaggedError",
@@ -65,6 +72,7 @@ __all__ = [
     "NotLeaderError",
     "OutcomeUnknownError",
     "Progress",
+    "Put",
     "QuotaExceededError",
     "Receiver",
     "RemovedError",
@@ -76,7 +84,10 @@ __all__ = [
     "Store",
     "Subscription",
     "TcpTransport",
+    "Transaction",
     "Transport",
+    "Txn",
+    "TxnResult",
     "UnavailableError",
     "UpgradeRequiredError",
     "ValueTooLargeError",

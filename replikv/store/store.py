@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeVar, TypeVarTuple
 
 import trio
 
@@ -12,6 +12,7 @@ from replikv.errors import ConfigurationError, EncodingError, ValueTooLargeError
 from replikv.machine import commands
 from replikv.machine.commands import encode_put
 from replikv.machine.record import value_of
+from replikv.machine.transactions import decode_transact_result, encode_transact
 from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.calls import MAP
@@ -19,10 +20,15 @@ from replikv.store.entry import ABSENT, Absent
 from replikv.store.leases import Lease, LeaseCalls, lease_id
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
+from replikv.store.transactions import Transaction, run_transaction
+from replikv.store.txn import Compare, Lowering, Operation, Txn, TxnResult, raise_result
 from replikv.store.watch_hub import WatchHub
 from replikv.store.watching import Watching
 
 __all__ = ["Store"]
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 
 _unpack_revision: Final = struct.Struct(">xQ").unpack_from
 _RAISE: Final = object()
@@ -195,6 +201,65 @@ class Store(LeaseCalls, Watching):
             deleted += step.deleted
             if not step.more:
                 return deleted
+
+    # -- transactions --------------------------------------------------------------------------------------------------
+
+    async def txn(
+        self, compares: Iterable[Compare], then: Iterable[Operation], otherwise: Iterable[Operation] = ()
+    ) -> TxnResult:
+        """If all comparisons hold, do ``then``, otherwise ``otherwise``: atomically, in one round trip.
+
+        ::
+
+            taken = await store.txn(
+                [Compare.version("lock", "==", 0)], then=[Put("lock", "me")], otherwise=[Get("lock")]
+            )
+            if not taken:
+                print("held by", taken.results[0].value)
+
+        Operations are Put, Delete, DeleteRange, Get, GetRange and Txn. They are done in order, reads see what was
+        written before them, and all changes are of one revision. All comparisons, those of a nested Txn as well, are of
+        the state before. No key may be put twice, or put and deleted.
+
+        Bounded: comparisons, operations and the keys that their ranges come across are together at most
+        ``settings.operations_per_command_max``; what is read takes at most 2 MiB, unless it is a single value; Txns are
+        nested at most 16 deep.
+
+        Raises, beside what every operation does, ConfigurationError for a transaction that makes no sense,
+        QuotaExceededError where it turned out too large or a limit of the map was reached, LeaseExpiredError for a Put
+        with a lease that is gone: then nothing was changed, on any replica.
+        """
+        choice, kept = Lowering(self._prefix, self._settings).lower(Txn(compares, then, otherwise))
+        payload = encode_transact(choice)
+        self._check_size(len(payload))
+        revision, result = decode_transact_result(await self._run(payload))
+        return raise_result(kept, result, revision, self._prefix)
+
+    async def transact(self, fn: Callable[[Transaction, *Ts], T], *args: *Ts) -> T:
+        """Run ``fn(tx, *args)`` as if it were alone in the map, and return what it returns.
+
+        ::
+
+            def transfer(tx, source, target, amount):
+                if tx[source] < amount:
+                    raise ValueError("not enough")
+                tx.put(source, tx[source] - amount)
+                tx.put(target, tx.get(target, 0) + amount)
+
+            await store.transact(transfer, "accounts/alice", "accounts/bob", 10)
+
+        The function is a plain one. It reads one revision of this replica, and its writes are kept until it returns:
+        then they are made at one revision if nothing that it read has changed, on any peer. Otherwise it is run again,
+        on what has changed: so it must do nothing but compute. Transactions are strictly serializable: each takes
+        effect at one moment between the call and its return, and what it read was so at that moment, ranges and keys
+        that were not there included. That holds for one that only reads, too; it proposes nothing.
+
+        An exception of the function's passes, once it is known not to come of a state that is past; nothing is changed.
+
+        All runs share one ``settings.request_timeout_s``. Raises what every operation does, UnavailableError also when
+        others changed what it reads in every run; QuotaExceededError and LeaseExpiredError as ``txn`` does.
+        """
+        return await run_transaction(self._replicator, self._prefix, fn, args)
 
     # -- reads that wait -----------------------------------------------------------------------------------------------
 
