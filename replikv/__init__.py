@@ -27,6 +27,7 @@ from replikv.errors import (
     ValueTooLargeError,
     WrongClusterError,
 )
+from replikv.leadership import Leadership
 from replikv.machine.base import StateMachine
 from replikv.peer.status import Member, Progress, Status
 from replikv.settings import Settings
@@ -63,6 +64,7 @@ __all__ = [
     "Hello",
     "InternalError",
     "LaggedError",
+    "Leadership",
     "Lease",
     "LeaseExpiredError",
     "LeaseStatus",

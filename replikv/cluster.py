@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import Self
 
@@ -18,6 +19,7 @@ from replikv.errors import (
     OutcomeUnknownError,
     ValueTooLargeError,
 )
+from replikv.leadership import Leadership, lead
 from replikv.machine.base import StateMachine
 from replikv.machine.envelope import CommandKind
 from replikv.machine.envelope import Status as ResultStatus
@@ -298,6 +300,33 @@ class Cluster:
     async def wait_leader(self) -> str:
         """Return the leader's node id as soon as this peer knows of one. Raises ClusterClosedError."""
         return await self._open_peer().wait_leader()
+
+    def leading(self, name: str, *, ttl_s: float = 10.0) -> AbstractAsyncContextManager[Leadership]:
+        """A block that runs only while this process holds a leadership of the application's: one process at a time.
+
+        ::
+
+            async with cluster.leading("nightly-job") as leadership:
+                await run(leadership.token)
+
+        It has nothing to do with who leads the cluster. Entering waits until those who came before are gone, however
+        long that takes, also while the cluster cannot be reached; cancelled meanwhile, it leaves nothing behind that
+        does not expire. Two blocks in one process are two candidates.
+
+        Losing it (the cluster could not be reached for nine tenths of ``ttl_s``, or somebody deleted
+        ``leadership.key``) cancels the body, before anybody else may lead, and the block raises LeaseExpiredError. An
+        exception of the body leaves unwrapped. Leaving the block resigns, and the next in line enters his.
+
+        A process that is stopped, and goes on, goes on believing until its loop has looked at the clock: what must not
+        happen twice has to be fenced by ``leadership.token`` (docs/leadership.md).
+
+        Args:
+            name: of the leadership; whoever names the same one competes for it.
+            ttl_s: how long a process that died goes on leading for the others, as in :meth:`Store.lease`.
+
+        Raises ConfigurationError, ClusterClosedError.
+        """
+        return lead(self.store, name, self._open_peer().node_id, ttl_s)
 
     async def transfer_leadership(self, to: str | None = None) -> None:
         """Have another voter lead: the one named, or, on the leader, whoever lacks least. Returns when it leads.

@@ -147,7 +147,7 @@ class Lessor:
         if not ttl_ms:
             return lease, 0, 0
         deadline = self._deadlines.get(lease)  # one that was just granted gets its deadline at the next tick
-        left_ms = ttl_ms if deadline is None else min(ttl_ms, max(0, int((deadline - now) * 1000)))
+        left_ms = ttl_ms if deadline is None else min(ttl_ms, max(0, round((deadline - now) * 1000)))
         return lease, ttl_ms, left_ms
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ class Lessor:
                 del self._proposed[lease]
             self._end_due()
             self._go_on_ending()
-        self._due = self._first_deadline() <= now
+        self._due = not self._rounds and self._first_deadline() <= now
 
     def _rebuild(self, now: float, *, anew: bool) -> None:
         """Drop the leases that are gone; ``anew``: grant all others their full time."""

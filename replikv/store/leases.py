@@ -77,11 +77,14 @@ class Lease:
         return self._sent + self.ttl_s * (1 - MARGIN)
 
     @property
+    def _lost(self) -> bool:
+        """Whether the time is up, or was, though an answer may have come since: the body was cancelled."""
+        return self._scope.cancel_called or trio.current_time() >= self._expires
+
+    @property
     def remaining_s(self) -> float:
         """For how long the holder may rely on it, if nothing more is heard; 0 when it is over."""
-        if self._ended or self._scope.cancel_called:  # which it also is when its deadline has passed
-            return 0.0
-        return max(0.0, self._expires - trio.current_time())
+        return 0.0 if self._ended or self._lost else self._expires - trio.current_time()
 
     async def revoke(self) -> bool:
         """End it now: its keys vanish, at one revision if they are few; whether it was there.
@@ -139,7 +142,7 @@ class Lease:
 
     def _error(self) -> ReplikvError | None:
         """What the block raises that was left without an error, though the lease was lost."""
-        if self._ended or not self._scope.cancel_called:
+        if self._ended or not self._lost:
             return None
         if isinstance(self._loss, LeaseExpiredError):
             return LeaseExpiredError(f"lease {self.id} is gone: it was revoked by somebody else, or has expired")
@@ -202,7 +205,7 @@ class LeaseCalls(Calls):
     async def _leased(self, ttl_s: float) -> AsyncGenerator[Lease]:
         sent = trio.current_time()
         lease = Lease(self, await self.grant_lease(ttl_s), ttl_s, sent)
-        if lease.remaining_s < ttl_s / 2:  # it took so long that the body would have little of it
+        if trio.current_time() - sent > ttl_s / 2:  # it took so long that the body would have little of it
             await lease._renew()
         self._replicator.start_soon(lease._keep, f"lease {lease.id}")
         try:
