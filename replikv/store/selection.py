@@ -69,8 +69,11 @@ def check_kinds(kinds: Iterable[str] | None) -> frozenset[str] | None:
     """Raises ConfigurationError unless it is None, or some of the kinds of changes there are."""
     if kinds is None:
         return None
-    found = frozenset([kinds] if isinstance(kinds, str) else kinds)
-    if isinstance(kinds, str) or not found or not found <= _KINDS:
+    try:
+        found = frozenset(() if isinstance(kinds, str) else kinds)
+    except TypeError:  # whatever it is
+        found = frozenset()
+    if not found or not found <= _KINDS:
         raise ConfigurationError(
             f'kinds must be some of "put", "delete" and "expire", like {{"put"}}, not {kinds!r};'
             " marks of progress come with progress=True"

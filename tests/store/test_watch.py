@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import structlog.testing
 import trio
 import trio.testing
 from local_replicator import LocalReplicator
@@ -14,11 +15,12 @@ from local_replicator import LocalReplicator
 from replikv.errors import ClusterClosedError, CompactedError, ConfigurationError, EncodingError, LaggedError
 from replikv.machine import commands
 from replikv.machine.values import encode_value
+from replikv.settings import Settings
 from replikv.store.change import Change
 from replikv.store.selection import select
 from replikv.store.store import Store
 from replikv.store.watch import Watch, WatchOptions
-from replikv.store.watch_hub import WatchHub
+from replikv.store.watch_hub import SPARE_STEPS, WatchHub
 
 
 def put(key: str, value: object) -> bytes:
@@ -34,6 +36,10 @@ async def take(changes: Watch, count: int) -> list[tuple[str, Any, int]]:
     with trio.fail_after(10):  # never reached, unless a change is missing
         taken = [await anext(changes) for _ in range(count)]
     return [(change.key, change.value, change.revision) for change in taken]
+
+
+def mark(revision: int) -> Change:
+    return Change("", None, None, revision, "progress")
 
 
 def assert_nothing_open(hub: WatchHub) -> None:
@@ -145,6 +151,94 @@ async def test_scoped_watch_has_relative_keys_everywhere(store: Store) -> None:
         assert [("", 0, 1), ("x", 1, 1)] == await take(past, 2) == await take(state, 2)
         await scope.put("y", 3)
         assert [("y", 3, 2)] == await take(past, 1) == await take(state, 1) == await take(live, 1)
+
+
+async def test_key_is_that_key_only(store: Store) -> None:
+    """Live, from the history and from the state; in a scope; the empty key is one, too."""
+    await store.update({"": 0, "a": 1, "aa": 2, "b": 3})
+    async with (
+        store.watch(key="a") as live,
+        store.watch(key="a", since=0) as past,
+        store.watch(key="a", snapshot=True) as state,
+        store.watch(key="") as empty,
+        store.scoped("a").watch(key="a") as scoped,
+        store.scoped("a").watch(key="") as scoped_empty,
+    ):
+        await store.update({"": 4, "a": 5, "a\0": 6, "aa": 7, "A": 8})
+        assert [("a", 5, 2)] == await take(live, 1)
+        assert [("a", 1, 1), ("a", 5, 2)] == await take(past, 2) == await take(state, 2)
+        assert [("", 4, 2)] == await take(empty, 1)
+        assert [("a", 7, 2)] == await take(scoped, 1)
+        assert [("", 5, 2)] == await take(scoped_empty, 1)
+        for changes in (live, past, state, empty, scoped, scoped_empty):
+            assert await has_nothing(changes)
+
+
+async def test_ranges_begin_and_end_where_they_say(store: Store) -> None:
+    """The start is in, the stop is not; a prefix narrows both; keys of a scope are relative; a range may be empty."""
+    keys = ["a", "b", "b/1", "b/2", "b/3", "c", "é"]
+    cases: list[tuple[dict[str, Any], list[str]]] = [
+        ({"start": "b/1"}, ["b/1", "b/2", "b/3", "c", "é"]),
+        ({"stop": "b/2"}, ["a", "b", "b/1"]),
+        ({"start": "b", "stop": "b/2"}, ["b", "b/1"]),
+        ({"prefix": "b/", "start": "b/2"}, ["b/2", "b/3"]),
+        ({"prefix": "b/", "start": "a", "stop": "z"}, ["b/1", "b/2", "b/3"]),
+        ({"start": "c", "stop": "b"}, []),
+        ({"start": ""}, keys),
+    ]
+    await store.update(dict.fromkeys(keys, 1))
+    scope = store.scoped("b/")
+    async with contextlib.AsyncExitStack() as blocks:
+        enter = blocks.enter_async_context
+        watches = [(await enter(store.watch(**case)), wanted, 1) for case, wanted in cases]
+        watches += [(await enter(store.watch(**case, since=0)), wanted, 2) for case, wanted in cases]
+        watches += [(await enter(store.watch(**case, snapshot=True)), wanted, 2) for case, wanted in cases]
+        watches.append((await enter(scope.watch(start="2")), ["2", "3"], 1))
+        watches.append((await enter(scope.watch(stop="2", snapshot=True)), ["1"], 2))
+        await store.update(dict.fromkeys(keys, 2))
+        for changes, wanted, times in watches:
+            assert wanted * times == [key for key, _, _ in await take(changes, len(wanted) * times)]
+            assert await has_nothing(changes)
+
+
+async def test_kinds_are_those_that_are_asked_for(store: Store, replicator: LocalReplicator) -> None:
+    """Live, from the history, and of the state, which is all puts."""
+    await store.put("old", 0)
+    async with (
+        store.watch(kinds={"put"}, snapshot=True) as puts,
+        store.watch(kinds=["delete", "expire"], since=0) as gone,
+        store.watch(kinds=("expire",), snapshot=True, progress=True) as expired,
+    ):
+        assert mark(1) == await anext(expired)
+        for key in ("a", "b"):
+            await store.put(key, 1)
+        await store.delete("a")
+        replicator.expire("b")
+        assert [("old", 0, 1), ("a", 1, 2), ("b", 1, 3)] == await take(puts, 3)
+        assert ["delete", "expire"] == [(await anext(gone)).kind for _ in range(2)]
+        assert [Change("b", None, 1, 5, "expire"), mark(5)] == [await anext(expired) for _ in range(2)]
+        for changes in (puts, gone, expired):
+            assert await has_nothing(changes)
+
+
+async def test_created_tells_puts_that_made_a_key(store: Store) -> None:
+    """None is a value like any other; a key that was deleted is made again; of a state nothing is known."""
+    await store.put("key", None)
+    async with store.watch(since=0, previous=False) as changes, store.watch(snapshot=True) as state:
+        await store.put("key", 1)
+        await store.delete("key")
+        await store.put("key", 2)
+        assert [True, False, False, True] == [(await anext(changes)).created for _ in range(4)]
+        assert [False, False, False, True] == [(await anext(state)).created for _ in range(4)]
+
+
+async def test_previous_values_need_not_be_told(store: Store) -> None:
+    """They are None then, and never decoded."""
+    await store.put("key", 1)
+    async with store.watch(previous=False) as changes:
+        await store.put("key", 2)
+        await store.delete("key")
+        assert [(2, None), (None, None)] == [(c.value, c.previous) for c in [await anext(changes) for _ in range(2)]]
 
 
 # -- since -------------------------------------------------------------------------------------------------------------
@@ -305,6 +399,216 @@ async def test_slow_reader_stalls_nobody(store: Store) -> None:
             await store.put("key", number)
             assert [("key", number, number)] == await take(quick, 1)
         assert len(slow._ready or ()) == 5
+
+
+async def test_reader_of_a_busy_map_keeps_up(store: Store) -> None:
+    """Changes are applied by the dozen in a turn, and he takes them so: a buffer of two sweeps is enough. His steps are
+    checkpoints all the same, and others go on.
+    """
+    async with store.watch(buffer=100) as changes, trio.open_nursery() as nursery:
+
+        async def put_many(first: int) -> None:
+            for number in range(100):
+                await store.put("key", first + number)
+
+        for task in range(50):
+            nursery.start_soon(put_many, 100 * task)
+        revisions = [revision for _, _, revision in await take(changes, 5000)]
+    assert list(range(1, 5001)) == revisions
+
+
+async def test_steps_without_a_pause_are_bounded(
+    store: Store, hub: WatchHub, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """All readers together go on for so many changes; then each waits for its turn with every one of them."""
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with store.watch(buffer=5000) as one, store.watch(buffer=5000) as other, trio.open_nursery() as nursery:
+        replicator.sweep(*(put("key", number) for number in range(2000)))
+        nursery.start_soon(count_turns)
+        for changes in (one, other):
+            await take(changes, 1000)
+        assert turns >= 2000 - SPARE_STEPS - 2  # each reader's first turn may come before that task's
+        nursery.cancel_scope.cancel()
+    assert 0 == hub.spare_steps
+
+
+async def test_cancelled_step_takes_no_change_without_a_pause_either(store: Store, replicator: LocalReplicator) -> None:
+    """A step that would go on at once notices, too."""
+    async with store.watch() as changes:
+        replicator.sweep(put("a", 1), put("a", 2), put("a", 3))
+        await take(changes, 2)
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await anext(changes)
+        assert scope.cancelled_caught
+        assert [("a", 3, 3)] == await take(changes, 1)
+
+
+async def test_a_thousand_readers_take_turns(store: Store, replicator: LocalReplicator) -> None:
+    """Each of them has its first change before any has come to the end of its own."""
+    order: list[int] = []
+
+    async def read(number: int, changes: Watch) -> None:
+        for _ in range(20):
+            await anext(changes)
+            order.append(number)
+
+    async with contextlib.AsyncExitStack() as blocks, trio.open_nursery() as nursery:
+        for number in range(1000):
+            nursery.start_soon(read, number, await blocks.enter_async_context(store.watch()))
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(20):
+            replicator.sweep(put("key", 1))
+    assert [20] * 1000 == [order.count(number) for number in range(1000)]
+    firsts = max(order.index(number) for number in range(1000))
+    ends = min(len(order) - order[::-1].index(number) for number in range(1000))
+    assert firsts < 1000 + SPARE_STEPS
+    assert firsts < ends
+
+
+# -- coalesce ----------------------------------------------------------------------------------------------------------
+
+
+async def test_coalesced_are_the_newest_with_what_was_told_last(store: Store, replicator: LocalReplicator) -> None:
+    """For each key one change waits, at its own revision: so they ascend. What it says was before is what the oldest of
+    those that it stands for replaced.
+    """
+    replicator.sweep(put("a", 1), put("b", 1))
+    async with store.watch(coalesce=True, snapshot=True, buffer=3) as changes:
+        await take(changes, 2)
+        assert await has_nothing(changes)
+        replicator.sweep(*(put("a", number) for number in range(2, 100)), update(b=2, c=1), update(c=2, a=100))
+        assert [
+            Change("b", 2, 1, 101, "put"),
+            Change("c", 2, None, 102, "put", created=True),
+            Change("a", 100, 1, 102, "put"),
+        ] == [await anext(changes) for _ in range(3)]
+        assert await has_nothing(changes)
+
+
+async def test_coalesced_keys_may_come_and_go(store: Store, replicator: LocalReplicator) -> None:
+    """One that was made and deleted is told as gone, from nothing; one that was made again was there before."""
+    replicator.sweep(put("b", 1))
+    async with store.watch(coalesce=True) as changes:
+        replicator.sweep(put("a", 1), commands.encode_delete(b"a"), commands.encode_delete(b"b"), put("b", 2))
+        assert [Change("a", None, None, 3, "delete"), Change("b", 2, 1, 5, "put")] == [
+            await anext(changes) for _ in range(2)
+        ]
+
+
+async def test_coalescing_watch_lags_by_keys_only(store: Store, replicator: LocalReplicator) -> None:
+    """However many changes: not before more keys than the buffer holds have changed."""
+    async with store.watch(coalesce=True, buffer=2) as changes:
+        replicator.sweep(*(put("ab"[number % 2], number) for number in range(1, 5001)))
+        assert [("b", 4999, 4999), ("a", 5000, 5000)] == await take(changes, 2)
+        replicator.sweep(put("a", 1), put("b", 1), put("a", 2), put("c", 1), put("a", 3))
+        assert [("b", 1, 5002), ("a", 2, 5003)] == await take(changes, 2)
+        with pytest.raises(LaggedError) as caught:
+            await anext(changes)
+        assert 5003 == caught.value.revision
+
+
+# -- progress ----------------------------------------------------------------------------------------------------------
+
+
+async def test_marks_at_the_end_of_the_state_and_of_the_history(store: Store, replicator: LocalReplicator) -> None:
+    """One when the state has been told, one when a watch has caught up; none twice, and none unless asked for."""
+    replicator.sweep(put("a", 1), put("x", 1))
+    async with (
+        store.watch("a", progress=True, snapshot=True) as state,
+        store.watch("a", progress=True, snapshot=True) as late,
+        store.watch("a", progress=True, since=0) as past,
+        store.watch("a", progress=True) as live,
+        store.watch("a", since=0) as unmarked,
+    ):
+        expected = [Change("a", 1, None, 2, "put"), mark(2)]
+        assert expected == [await anext(state), await anext(state)]
+        assert await has_nothing(state)
+        assert expected[0] == await anext(late)
+        assert [Change("a", 1, None, 1, "put", created=True), mark(2)] == [await anext(past), await anext(past)]
+        assert mark(2) == await anext(live)
+        assert [("a", 1, 1)] == await take(unmarked, 1)
+        replicator.sweep(put("x", 2), put("a", 2), put("x", 3))
+        change = Change("a", 2, 1, 4, "put")
+        assert [mark(2), change, mark(5)] == [await anext(late) for _ in range(3)]
+        for changes in (state, past, live, unmarked):
+            assert change == await anext(changes)
+            assert await has_nothing(changes)
+
+
+@pytest.mark.parametrize("settings", [Settings(watch_progress_interval_s=5.0)])
+async def test_marks_when_there_is_nothing_to_tell(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """After the interval, and only if others have changed something: the mark goes on from where a change would not."""
+    async with store.watch("a", progress=True) as changes:
+        assert mark(0) == await anext(changes)
+        replicator.sweep(put("x", 1), put("x", 2))
+        began = trio.current_time()
+        assert mark(2) == await anext(changes)
+        assert 5.0 == pytest.approx(trio.current_time() - began)
+        with trio.move_on_after(60.0):
+            pytest.fail(f"{await anext(changes)}: nothing has changed")
+        replicator.sweep(put("a", 1))
+        assert [("a", 1, 3)] == await take(changes, 1)
+        with trio.move_on_after(60.0):
+            pytest.fail(f"{await anext(changes)}: the last change says as much")
+        replicator.sweep(put("x", 3))
+        bookmark = (await anext(changes)).revision
+        assert 4 == bookmark
+    replicator.sweep(put("a", 2))
+    replicator.compact(4)
+    async with store.watch("a", since=bookmark) as changes:
+        assert [("a", 2, 5)] == await take(changes, 1)
+
+
+async def test_no_mark_before_what_was_seen_elsewhere(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """Who is ahead of this replica would be told things twice from it."""
+    async with store.watch("a", progress=True, since=3) as changes:
+        with trio.move_on_after(60.0):
+            pytest.fail(f"{await anext(changes)}: the replica is not there yet")
+        replicator.sweep(*(put("x", number) for number in range(1, 5)))
+        assert mark(4) == await anext(changes)
+
+
+# -- how many there may be ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [Settings(watches_max=2)])
+async def test_watches_are_bounded(store: Store, hub: WatchHub, replicator: LocalReplicator) -> None:
+    """One that has ended counts until its block is left; closing twice makes no room twice."""
+    async with store.watch(buffer=1) as lagging, store.watch() as other:
+        replicator.sweep(put("a", 1), put("a", 2))
+        with pytest.raises(ConfigurationError, match="watches_max allows 2"):
+            async with store.watch():
+                pytest.fail("the block must not be entered")
+        lagging.close()
+        lagging.close()
+        async with store.watch():
+            with pytest.raises(ConfigurationError, match="watches_max allows 2"):
+                store.subscribe(print)
+        assert [("a", 1, 1), ("a", 2, 2)] == await take(other, 2)
+    assert_nothing_open(hub)
+
+
+@pytest.mark.parametrize("settings", [Settings(watches_max=1)])
+async def test_subscription_that_lags_needs_no_second_place(store: Store, replicator: LocalReplicator) -> None:
+    """It gives its watch back before it opens the next."""
+    told: list[int] = []
+    store.subscribe(lambda change: told.append(change.revision), buffer=1)
+    with structlog.testing.capture_logs():
+        replicator.sweep(*(put("a", number) for number in range(9)))
+        await trio.testing.wait_all_tasks_blocked()
+    assert list(range(1, 10)) == told
 
 
 # -- a snapshot is installed -------------------------------------------------------------------------------------------
@@ -492,6 +796,17 @@ async def test_closing_cluster_ends_watches_with_an_error(
         ({"buffer": 0}, ConfigurationError),
         ({"buffer": None}, ConfigurationError),
         ({"since": 0, "snapshot": True}, ConfigurationError),
+        ({"key": 5}, EncodingError),
+        ({"start": b"a"}, EncodingError),
+        ({"stop": 1}, EncodingError),
+        ({"key": "a", "prefix": "a"}, ConfigurationError),
+        ({"key": "a", "start": "a"}, ConfigurationError),
+        ({"key": "a", "stop": ""}, ConfigurationError),
+        ({"kinds": "put"}, ConfigurationError),
+        ({"kinds": ()}, ConfigurationError),
+        ({"kinds": {"put", "progress"}}, ConfigurationError),
+        ({"kinds": [[]]}, ConfigurationError),
+        ({"kinds": 5}, ConfigurationError),
     ],
 )
 async def test_arguments_are_checked_at_the_call(store: Store, arguments: Any, error: type[Exception]) -> None:

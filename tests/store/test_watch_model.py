@@ -1,8 +1,8 @@
 """Watches against a model: whatever happens, a reader's streams add up to what he asked for after his first revision.
 
 What watches promise, as etcd's robustness tests name it, is held in :meth:`Reader.check`, after every read of every
-reader: bookmarkable, ordered, unique, atomic, reliable, resumable; the right previous value, the right mark of creation,
-and the filters right.
+reader: bookmarkable, ordered, unique, atomic, reliable, resumable; the right previous value, the right mark of
+creation, and the filters right.
 """
 
 from __future__ import annotations
@@ -102,8 +102,10 @@ class Reader:
     def expected(self, changes: list[Change], until: int) -> list[Change]:
         """Every single change that he asked for, up to a revision."""
         found = self.state + [change for change in changes if self.since < change.revision <= until]
-        hidden = {} if self.arguments["previous"] else {"previous": None}
-        return [dataclasses.replace(change, **hidden) for change in found if self.wants(change)]
+        wanted = [change for change in found if self.wants(change)]
+        if self.arguments["previous"]:
+            return wanted
+        return [dataclasses.replace(change, previous=None) for change in wanted]
 
     @property
     def told(self) -> list[Change]:
@@ -265,9 +267,9 @@ class World:
 async def test_streams_equal_the_models(
     mock_clock: trio.testing.MockClock, first: list[tuple[Any, ...]], steps: list[tuple[Any, ...]]
 ) -> None:
-    """Puts, deletes, expiries, compactions, snapshots installed, slow readers, cancelled steps, every filter and option:
-    no gap, no repetition, no other order, right values before and after, marks where they belong; and once everything
-    is quiet, everybody has everything.
+    """Puts, deletes, expiries, compactions, snapshots installed, slow readers, cancelled steps, every filter and
+    option: no gap, no repetition, no other order, right values before and after, marks where they belong; and once
+    everything is quiet, everybody has everything.
     """
     async with contextlib.AsyncExitStack() as blocks:
         world = World(mock_clock, blocks)
