@@ -14,6 +14,7 @@ from steps import CancelAtStep
 
 from replikv import Cluster, LeaseExpiredError, Put, UnavailableError
 from replikv.recipes import Queue
+from replikv.recipes.queue import _Plan
 
 # -- lost claims -------------------------------------------------------------------------------------------------------
 
@@ -96,6 +97,61 @@ async def test_a_lost_claim_cannot_acknowledge(autojump_clock: trio.abc.Clock) -
                     assert (await cluster.store.txn([delivery.fence], [Put("by", "the holder")])).succeeded
         assert 0 == queue.size
         assert "the holder" == cluster.store["by"]
+
+
+async def test_what_was_acknowledged_by_hand_rests_on_no_lease(autojump_clock: trio.abc.Clock) -> None:
+    """The rest of the body goes on, though its process is cut off for longer than any lease lasts."""
+    async with running() as peers:
+        victim = (await peers.followers())[0]
+        queue = queue_of(victim.store)
+        await queue.put("item")
+        async with queue.receive() as delivery:
+            await delivery.acknowledge()
+            peers.network.isolate(id_of(victim))
+            await trio.sleep(EXPIRED_S)
+            peers.network.heal()
+        await peers.converge()
+        assert ([], 0) == left_behind(victim)
+
+
+async def test_an_old_view_claims_nothing(autojump_clock: trio.abc.Clock) -> None:
+    """What a process would do with an item as it knew it does nothing once that was claimed, taken, or is another's.
+
+    An item that was put aside and revived is counted from 0 again: so the count alone does not tell, it may be as before.
+    """
+    async with Cluster("a") as cluster:
+        store, queue = cluster.store, queue_of(cluster.store, max_deliveries=2)
+        await queue.put("item")
+        async with store.lease(VISIBILITY_S) as lease:
+
+            async def does_nothing(*plans: _Plan) -> None:
+                for plan in plans:
+                    assert not (await store.txn(plan.txn.compares, plan.txn.then)).succeeded
+
+            first = queue._plan("1".zfill(20), lease)
+            await fail_once(queue)
+            second = queue._plan("1".zfill(20), lease)
+            await does_nothing(first)
+            await fail_once(queue)
+            burial = queue._plan("1".zfill(20), lease)
+            assert [False, False, True] == [plan.buries for plan in (first, second, burial)]
+            await does_nothing(first, second)
+            with pytest.raises(trio.WouldBlock):
+                await fail_once(queue)
+            await does_nothing(first, second, burial)
+            assert await queue.revive(1)
+            await does_nothing(second, burial)
+            async with queue.take():
+                await does_nothing(first, second, burial)
+            await does_nothing(first, second, burial)
+        assert ([], 0) == left_behind(cluster)
+
+
+async def fail_once(queue: Queue) -> None:
+    """Take an item and give it back."""
+    with contextlib.suppress(ZeroDivisionError):
+        async with queue.take_nowait():
+            assert 1 / 0
 
 
 # -- many --------------------------------------------------------------------------------------------------------------
