@@ -117,7 +117,7 @@ async def test_what_was_acknowledged_by_hand_rests_on_no_lease(autojump_clock: t
 async def test_an_old_view_claims_nothing(autojump_clock: trio.abc.Clock) -> None:
     """What a process would do with an item as it knew it does nothing once that was claimed, taken, or is another's.
 
-    An item that was put aside and revived is counted from 0 again: so the count alone does not tell, it may be as before.
+    An item that was put aside and revived is counted from 0 again: the count alone does not tell, it may be as before.
     """
     async with Cluster("a") as cluster:
         store, queue = cluster.store, queue_of(cluster.store, max_deliveries=2)
