@@ -273,6 +273,31 @@ async def test_a_deposed_leaders_write_is_refused(autojump_clock: trio.abc.Clock
         assert "new" == first.store["fenced"]["value"]
 
 
+async def test_leadership_does_not_depend_on_callers_clocks(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Known elsewhere as: a lock that depends on its callers' clocks.
+
+    Whoever asks for the time of day here is told another century each time, another than his neighbour: the leader
+    keeps his leadership, and loses it when he is cut off, as ever; the next one waits as long as ever.
+    """
+    chance = random.Random(1)
+    monkeypatch.setattr("time.time", lambda: chance.uniform(0.0, 4e9))
+    monkeypatch.setattr("time.time_ns", lambda: chance.randrange(4 * 10**18))
+    async with running() as peers:
+        first, second = await peers.followers()
+        with pytest.raises(LeaseExpiredError):  # noqa: PT012  # the block is the point
+            async with first.leading("job", ttl_s=4.0) as old:
+                await trio.sleep(60.0)
+                peers.network.isolate(id_of(first))
+                cut = trio.current_time()
+                await trio.sleep_forever()
+        assert 2.0 <= trio.current_time() - cut <= 3.6
+        async with second.leading("job", ttl_s=4.0) as new:
+            assert 2.6 <= trio.current_time() - cut <= 5.0
+            assert old.token < new.token
+
+
 @pytest.mark.parametrize("seed", range(4))
 async def test_one_at_a_time_however_the_network_fares(autojump_clock: trio.abc.Clock, seed: int) -> None:
     """Peers are cut off, the cluster's leader more often than others, under processes that compete.

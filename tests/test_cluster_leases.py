@@ -59,6 +59,21 @@ async def test_keys_vanish_when_the_process_dies(autojump_clock: trio.abc.Clock)
         assert ["put", "expire"] == kinds
 
 
+async def test_a_cancelled_application_takes_its_keys_along(autojump_clock: trio.abc.Clock) -> None:
+    """The blocks of the lease and of the cluster end together, in order: nobody has to wait until they expire."""
+    async with running("abc", absent="c") as peers:
+        with trio.CancelScope() as scope:
+            async with peers.make("c") as cluster, cluster.store.lease(ttl_s=600.0) as lease:
+                await cluster.store.put("key", 1, lease=lease)
+                await peers["a"].store.barrier()
+                assert "key" in peers["a"].store
+                scope.cancel()
+                await trio.sleep_forever()
+        assert scope.cancelled_caught
+        await peers["a"].store.barrier()
+        assert "key" not in peers["a"].store
+
+
 @pytest.mark.parametrize("on_leader", [False, True])
 async def test_a_holder_that_is_cut_off_stops_before_the_cluster_lets_go(
     autojump_clock: trio.abc.Clock, on_leader: bool

@@ -372,7 +372,25 @@ async def watch_on(cluster: Cluster) -> None:
             pass
 
 
-@pytest.mark.parametrize("body", [sleep_in_nursery, put_on, put_in_nursery, read_on, watch_on])
+async def hold_on(cluster: Cluster) -> None:
+    async with cluster.store.lease():
+        await trio.sleep_forever()
+
+
+async def put_on_under_a_lease(cluster: Cluster) -> None:
+    async with cluster.store.lease():
+        await put_in_nursery(cluster)
+
+
+async def lead_on(cluster: Cluster) -> None:
+    async with cluster.leading("job"):
+        await trio.sleep_forever()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [sleep_in_nursery, put_on, put_in_nursery, read_on, watch_on, hold_on, put_on_under_a_lease, lead_on],
+)
 async def test_a_failing_disk_ends_the_body_and_leaves_as_itself(
     disk: FailingDisk, tmp_path: Path, body: Callable[[Cluster], Awaitable[None]]
 ) -> None:

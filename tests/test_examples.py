@@ -18,6 +18,19 @@ EXPECTED = {
         r"[abc]: done bear.png",
         r"[abc]: put aside broken.png, number 3, until somebody has a look",
         r"every job was done, or put aside: \['ant.png', 'bear.png', 'broken.png', 'cat.png', 'dog.png', 'eel.png'\]",
+    "leading.py": [
+        r"a leads, with token \d+",
+        r"a does not lead any more: the leadership 'bookkeeper' was lost",
+        r"b leads, with token \d+",
+        r"a late write with a's token is refused",
+        r"a is back, behind c in the line, and b goes on",
+    ],
+    "leases.py": [
+        r"a sees presence/c: at work",
+        r"all three are there",
+        r"b has left its block, and a sees its key go",
+        r"c stops: lease \d could not be kept alive",
+        r"c was cut off, and a sees its key go, too",
     ],
     "quickstart.py": [
         r"leader: [abc]",

@@ -23,6 +23,7 @@ from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.handover import Handover
 from replikv.peer.lease_clock import LeaseClock
+from replikv.peer.leasing import Leasing
 from replikv.peer.lessee import Lessee
 from replikv.peer.lessor import Lessor
 from replikv.peer.persister import Persister
@@ -36,8 +37,6 @@ from replikv.peer.protocol import (
     Refusal,
     SnapshotHeader,
     decode,
-    encode_lease_answers,
-    encode_lease_questions,
     encode_message,
 )
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
@@ -91,11 +90,9 @@ class Driver:
         self.proposals = proposals
         self.barriers = barriers
         self.steward = Steward(node, admission, settings)
-        self.lessee = lessee
-        self._lessor = Lessor(replica, settings.election_timeout_s, 1 << 63 | randomness.getrandbits(62))
-        self._handover = Handover(
-            settings, node, transport, replica, proposals, self._lessor, randomness.getrandbits(62)
-        )
+        lessor = Lessor(replica, settings.election_timeout_s, 1 << 63 | randomness.getrandbits(62))
+        self.leasing = Leasing(node, transport, lessee, lessor)
+        self._handover = Handover(settings, node, transport, replica, proposals, lessor, randomness.getrandbits(62))
         self.persister = Persister(storage, self.wake, settings.shutdown_timeout_s)
         self.snapshot_lock = trio.Lock()
         self.taker = SnapshotTaker(
@@ -218,7 +215,6 @@ class Driver:
             self._ticks_due = 0
             self._tick()
         self._note_route()
-        self._ask_of_leases()
         self._handover.hand_over()
         if commit_untold:
             self.node.tell_commit()
@@ -244,10 +240,8 @@ class Driver:
                 self._handover.take_forwarded(sender, content)
             elif isinstance(content, Refusal):
                 self._handover.take_refusal(content)
-            elif isinstance(content, LeaseQuestions):
-                self._take_questions(sender, content)
-            elif isinstance(content, LeaseAnswers):
-                self.lessee.answered(content)
+            elif isinstance(content, LeaseQuestions | LeaseAnswers):
+                self.leasing.take(sender, content)
             elif isinstance(content, Moved):
                 self._moved(content)
             elif isinstance(content, SnapshotHeader):
@@ -259,16 +253,15 @@ class Driver:
         now = trio.current_time()
         self.proposals.expire(now, self._unavailable, self._why_unanswered)
         self.barriers.expire(now, self._unanswered)
-        self.lessee.expire(now, self._unasked)
+        self.leasing.lessee.expire(now, self._unasked)
         election_ticks = self.settings.election_ticks
         self.proposals.hand_overdue_again(self.ticks - 2 * election_ticks)
-        overdue = self.ticks - max(2, election_ticks // 2)
-        self.barriers.give_up_rounds(overdue)
-        self.lessee.ask_again(overdue)
+        self.barriers.give_up_rounds(self.ticks - max(2, election_ticks // 2))
+        self.leasing.lessee.tick(self.ticks, election_ticks)
         self._handover.tick(self.ticks)
         if self.node.raft.role is Role.LEADER:
             self.steward.tick(self.ticks)
-            self._lessor.tick(now, may_end=self.applier.term == self.node.raft.term)
+            self.leasing.lessor.tick(now, may_end=self.applier.term == self.node.raft.term)
             if self.persister.full:
                 self.node.transfer_leadership(self.node.successor())  # one with room can go on
         self.replica.keyspace.trim(TRIMMED_PER_TICK)
@@ -287,7 +280,7 @@ class Driver:
         if route != self._route:
             self._route = route
             self._handover.begin_anew()
-            self._lessor.begin_anew()
+            self.leasing.lessor.begin_anew()
             self._hand_all_again()
             changed, self.leader_changed = self.leader_changed, trio.Event()
             changed.set()
@@ -296,7 +289,7 @@ class Driver:
     def _hand_all_again(self) -> None:
         self.proposals.hand_all_again()
         self.barriers.give_up_rounds()
-        self.lessee.ask_again()
+        self.leasing.lessee.ask_again()
         self._handover.forget_forwarded()
 
     # -- reads ---------------------------------------------------------------------------------------------------------
@@ -307,33 +300,7 @@ class Driver:
         context = self.barriers.begin_round(self.ticks)
         if context is not None:
             self.node.read_index(context)
-        if self.node.raft.role is Role.LEADER:
-            context = self._lessor.begin_round(trio.current_time())
-            if context is not None:
-                self.node.read_index(context)
-
-    # -- leases --------------------------------------------------------------------------------------------------------
-
-    def _ask_of_leases(self) -> None:
-        leader = self.node.raft.leader
-        if leader == NO_NODE:
-            return
-        while (questions := self.lessee.take(self.ticks, trio.current_time())) is not None:
-            if leader == self.node_id:
-                self._take_questions(leader, questions)
-            else:
-                self._transport.send(leader, encode_lease_questions(questions))  # asked again, if it gets lost
-
-    def _take_questions(self, asker: str, questions: LeaseQuestions) -> None:
-        if self.node.raft.role is Role.LEADER:
-            self._lessor.take(asker, questions, trio.current_time())
-
-    def _answer_of_leases(self) -> None:
-        for asker, answers in self._lessor.release(self.applier.index, trio.current_time()):
-            if asker == self.node_id:
-                self.lessee.answered(answers)
-            else:
-                self._transport.send(asker, encode_lease_answers(answers))
+        self.leasing.ask(self.ticks)
 
     # -- what the core wants done --------------------------------------------------------------------------------------
 
@@ -346,7 +313,7 @@ class Driver:
                 self._send(message)
             for read in ready.reads:
                 self.barriers.confirm(read.context, read.index)
-                self._lessor.confirm(read.context, read.index)
+                self.leasing.lessor.confirm(read.context, read.index)
             self.applier.add(ready.committed)
             if ready.write is not None:
                 self._note_bindings(ready.write.entries)
@@ -391,7 +358,7 @@ class Driver:
         if self.node.commit_untold:
             self._woken.set()
         self.barriers.release(self.applier.index)
-        self._answer_of_leases()
+        self.leasing.answer(self.applier.index)
 
     def _apply_membership(self, entry: Entry) -> None:
         self._set_membership(self.node.apply_membership(entry))

@@ -2,14 +2,15 @@
 
 A question changes nothing that is in the log, so asking it again is always sound: when the leader has changed, when the
 connection broke, when an answer is overdue. Each time it goes out under a new number, and the answer tells when the
-question under its number was sent: from then on the lease is granted.
+question under its number was sent: from then on the lease is granted. Answers to earlier numbers are taken, too, or a
+leader that is slower than we are patient would never be heard.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple
+from typing import Final
 
 import outcome
 import trio
@@ -19,6 +20,8 @@ from replikv.peer.protocol import LeaseAnswers, LeaseQuestions
 __all__ = ["Lessee"]
 
 QUESTIONS_PER_FRAME: Final = 4096
+FORGOTTEN_AFTER: Final = 4
+"""Times the patience after which an answer is not waited for any more."""
 
 
 class Question:
@@ -34,12 +37,17 @@ class Question:
         self.deadline = deadline
 
 
-class Sent(NamedTuple):
+class Sent:
     """A frame full of questions that has no answer yet, or not to all of them."""
 
-    ticks: int
-    at: float
-    questions: list[Question]
+    __slots__ = ("asked_again", "at", "questions", "ticks")
+
+    def __init__(self, ticks: int, at: float, questions: list[Question]) -> None:
+        self.ticks = ticks
+        self.at = at
+        self.questions = questions
+        # Whether they have gone out under another number since.
+        self.asked_again = False
 
 
 class Lessee:
@@ -94,12 +102,24 @@ class Lessee:
         if not sent.questions:
             del self._sent[answers.number]
 
-    def ask_again(self, before_ticks: int | None = None) -> None:
-        """What was asked before that tick, or at any time, and has no answer goes again, first in line."""
-        for number, sent in reversed(list(self._sent.items())):
-            if before_ticks is None or sent.ticks < before_ticks:
+    def ask_again(self) -> None:
+        """The leader has changed, or the way to it: whatever has no answer yet goes again."""
+        for sent in self._sent.values():
+            self._ask_again(sent)
+
+    def tick(self, now_ticks: int, patience_ticks: int) -> None:
+        """What was asked that long ago goes again; what was asked much longer ago is not waited for any more."""
+        for number, sent in list(self._sent.items()):
+            if sent.ticks >= now_ticks - patience_ticks:
+                return
+            self._ask_again(sent)
+            if sent.ticks < now_ticks - FORGOTTEN_AFTER * patience_ticks:
                 del self._sent[number]
-                self._waiting.extendleft(reversed(sent.questions))
+
+    def _ask_again(self, sent: Sent) -> None:
+        if not sent.asked_again:
+            sent.asked_again = True
+            self._waiting.extend(question for question in sent.questions if question.task is not None)
 
     def expire(self, now: float, error: Callable[[], Exception]) -> None:
         """Tell everybody whose time is up."""

@@ -48,8 +48,9 @@ ROUNDS_MAX: Final = 2
 """Rounds under way at once: one that is being confirmed, and one for what came since."""
 QUESTIONS_MAX: Final = 65_536
 """Leases that may wait for a round; questions above are dropped, and asked again by who waits."""
-EXPIRED_PER_TICK: Final = 1024
-"""Leases whose end is proposed in one tick: what is proposed cannot be taken back, while the others may be renewed."""
+LOOKED_AT_PER_TICK: Final = 1024
+"""Deadlines that have passed and are looked at in one tick: about a millisecond. They may be those of leases that were
+renewed since; and an end that is proposed cannot be taken back, while the others may yet be renewed."""
 REVOKES_PER_LEASE: Final = 16
 """Commands for one large lease that are on their way at once."""
 GONE_KEPT: Final = 64
@@ -167,9 +168,8 @@ class Lessor:
         if may_end:
             for lease in [lease for lease in self._proposed if not self._doomed(lease)]:
                 del self._proposed[lease]
-            self._end_due()
+            self._end_due(now)
             self._go_on_ending()
-        self._due = not self._rounds and self._first_deadline() <= now
 
     def _rebuild(self, now: float, *, anew: bool) -> None:
         """Drop the leases that are gone; ``anew``: grant all others their full time."""
@@ -195,31 +195,28 @@ class Lessor:
         self._deadlines[lease] = deadline
         heapq.heappush(self._heap, (deadline, lease))
 
-    def _first_deadline(self) -> float:
-        """The earliest deadline of all, which is made the top of the heap."""
+    # -- ends ----------------------------------------------------------------------------------------------------------
+
+    def _end_due(self, now: float) -> None:
+        """End what was due before the last confirmation began; for the rest, another one is needed."""
         table, deadlines, heap = self._replica.map.leases.table, self._deadlines, self._heap
-        while heap:
+        self._due = False
+        for _ in range(LOOKED_AT_PER_TICK):
+            if not heap or heap[0][0] > now:
+                return
             noted, lease = heap[0]
             if not table.get(lease):
                 heapq.heappop(heap)
                 del deadlines[lease]
             elif deadlines[lease] > noted:
                 heapq.heapreplace(heap, (deadlines[lease], lease))
+            elif noted <= self._confirmed_at:
+                heapq.heappop(heap)
+                self._proposed[lease] = deadlines.pop(lease)
+                self._propose(lease, self._replica.map.keyspace.attached_count(lease))
             else:
-                return noted
-        return math.inf
-
-    # -- ends ----------------------------------------------------------------------------------------------------------
-
-    def _end_due(self) -> None:
-        keyspace = self._replica.map.keyspace
-        ended = 0
-        while ended < EXPIRED_PER_TICK and self._first_deadline() <= self._confirmed_at:
-            deadline, lease = heapq.heappop(self._heap)
-            del self._deadlines[lease]
-            self._proposed[lease] = deadline
-            self._propose(lease, keyspace.attached_count(lease))
-            ended += 1
+                self._due = not self._rounds
+                return
 
     def _go_on_ending(self) -> None:
         """With the leases that some of the keys of are deleted, by a command of ours or of somebody who did not go on.
@@ -234,7 +231,7 @@ class Lessor:
             if lease not in self._ending or keys < self._ending[lease]:
                 self._ending[lease] = keys
                 self._propose(lease, keys)
-                if len(self._revocations) >= 2 * EXPIRED_PER_TICK:
+                if len(self._revocations) >= 2 * LOOKED_AT_PER_TICK:
                     return
 
     def _propose(self, lease: int, keys: int) -> None:

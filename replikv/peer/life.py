@@ -183,7 +183,7 @@ class Life:
         """Tell everybody who waits for an answer that there will be none."""
         self.driver.proposals.fail_all(error, "the cluster was closed before an answer came")
         self.driver.barriers.fail_all(error)
-        self.driver.lessee.fail_all(error)
+        self.driver.leasing.lessee.fail_all(error)
 
     async def _tick(self) -> None:
         while True:

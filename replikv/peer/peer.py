@@ -422,7 +422,7 @@ class Peer:
             raise self._closed_error()
         driver = self._driver
         driver.wake()
-        return await driver.lessee.ask(lease, renew=renew, deadline=driver.deadline())
+        return await driver.leasing.lessee.ask(lease, renew=renew, deadline=driver.deadline())
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """As :meth:`Replicator.add_listener`."""

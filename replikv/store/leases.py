@@ -147,8 +147,8 @@ class Lease:
         if isinstance(self._loss, LeaseExpiredError):
             return LeaseExpiredError(f"lease {self.id} is gone: it was revoked by somebody else, or has expired")
         return self._loss or LeaseExpiredError(
-            f"lease {self.id} could not be kept alive: no answer to a question that was sent in the last"
-            f" {self.ttl_s * (1 - MARGIN):g} s; the cluster lets go of its keys, if it has not done so yet"
+            f"lease {self.id} could not be kept alive: no leader has answered in the last"
+            f" {self.ttl_s * (1 - MARGIN):g} s; the cluster deletes its keys, if it has not done so yet"
         )
 
 

@@ -72,18 +72,33 @@ async def test_who_asks_in_a_turn_shares_a_frame(lessee: Lessee, askers: Askers)
     assert {1: (7.0, 5000, 4000), 2: (7.0, 0, 0)} == await askers.settled()
 
 
-async def test_an_answer_counts_from_when_its_own_question_was_sent(lessee: Lessee, askers: Askers) -> None:
-    """Asked again, an answer to the first question may still come: it is too old to be taken."""
+@pytest.mark.parametrize("late", [False, True])
+async def test_an_answer_counts_from_when_its_own_question_was_sent(lessee: Lessee, askers: Askers, late: bool) -> None:
+    """Asked again, the answer to the first question may still come: it counts from then, and the other changes nothing.
+
+    But of a question of long ago nothing is known any more.
+    """
     await askers.ask(1)
     first = take(lessee, ticks=1, now=1.0)
-    lessee.ask_again(before_ticks=1)
-    assert lessee.take(2, 1.5) is None  # not overdue
-    lessee.ask_again(before_ticks=2)
-    second = take(lessee, ticks=3, now=2.0)
+    lessee.tick(3, 2)
+    assert lessee.take(3, 1.5) is None  # not overdue
+    lessee.tick(4, 2)
+    second = take(lessee, ticks=4, now=2.0)
+    lessee.tick(10 if late else 9, 2)
     lessee.answered(LeaseAnswers(first.number, ((1, 5000, 5000),)))
-    assert {} == await askers.settled()
-    lessee.answered(LeaseAnswers(second.number, ((1, 5000, 5000),)))
-    assert {1: (2.0, 5000, 5000)} == await askers.settled()
+    assert ({} if late else {1: (1.0, 5000, 5000)}) == await askers.settled()
+    lessee.answered(LeaseAnswers(second.number, ((1, 6000, 6000),)))
+    assert {1: (2.0, 6000, 6000) if late else (1.0, 5000, 5000)} == await askers.settled()
+
+
+async def test_an_overdue_question_is_asked_again_once_each_time(lessee: Lessee, askers: Askers) -> None:
+    """Not once per tick: a leader that is slow must not be asked ever more."""
+    await askers.ask(1)
+    asked = 0
+    for ticks in range(40):
+        lessee.tick(ticks, 10)
+        asked += lessee.take(ticks, 0.0) is not None
+    assert 4 == asked
 
 
 async def test_what_is_left_out_waits_on(lessee: Lessee, askers: Askers) -> None:

@@ -14,7 +14,7 @@ from replikv.machine.envelope import CommandKind, Envelope, Status
 from replikv.machine.governance import Limits, Versions, encode_set_limits, encode_upgrade
 from replikv.machine.replica import Replica
 from replikv.machine.values import encode_value
-from replikv.peer.lessor import EXPIRED_PER_TICK, QUESTIONS_MAX, REVOKES_PER_LEASE, Lessor
+from replikv.peer.lessor import LOOKED_AT_PER_TICK, QUESTIONS_MAX, REVOKES_PER_LEASE, Lessor
 from replikv.peer.protocol import LeaseQuestions
 
 TICK_S = 0.1
@@ -392,11 +392,11 @@ def test_what_is_ending_is_gone_for_who_asks() -> None:
 def test_many_ends_come_bit_by_bit() -> None:
     """Those that are not proposed yet may be renewed, and the log takes other things meanwhile."""
     leader = Leader()
-    for _ in range(2 * EXPIRED_PER_TICK):
+    for _ in range(2 * LOOKED_AT_PER_TICK):
         leader.grant()
     while not leader.log:
         leader.tick()
-    assert EXPIRED_PER_TICK == len(leader.log)
+    assert LOOKED_AT_PER_TICK == len(leader.log)
     leader.pass_time(1.0)
     assert set() == leader.leases
 

@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from replikv.peer.protocol import (
     Forwarded,
     FrameKind,
+    LeaseAnswers,
+    LeaseQuestions,
     MalformedFrameError,
     Moved,
     Refusal,
     SnapshotHeader,
     decode,
     encode_forwarded,
+    encode_lease_answers,
+    encode_lease_questions,
     encode_message,
     encode_moved,
     encode_refusal,
@@ -140,6 +144,29 @@ def test_forwarded_commands_come_out_as_they_went_in(batch: int, commands: bytes
 def test_refusals_come_out_as_they_went_in(batch: int, leader: str) -> None:
     """With the leader that is known, or none."""
     assert Refusal(batch, leader) == decode(encode_refusal(batch, leader), "us", "them")
+
+
+@given(numbers, st.lists(st.tuples(numbers, st.booleans()), max_size=5).map(tuple))
+def test_questions_of_leases_come_out_as_they_went_in(number: int, items: tuple[tuple[int, bool], ...]) -> None:
+    """Of any number of leases; cut off in the middle of one it is none."""
+    questions = LeaseQuestions(number, items)
+    frame = encode_lease_questions(questions)
+    assert questions == decode(frame, "us", "them")
+    with pytest.raises(MalformedFrameError):
+        decode(frame + b"\0", "us", "them")
+
+
+milliseconds = st.integers(0, 2**32 - 1)
+
+
+@given(numbers, st.lists(st.tuples(numbers, milliseconds, milliseconds), max_size=5).map(tuple))
+def test_answers_of_leases_come_out_as_they_went_in(number: int, items: tuple[tuple[int, int, int], ...]) -> None:
+    """With times of up to 49 days; cut off in the middle of one it is none."""
+    answers = LeaseAnswers(number, items)
+    frame = encode_lease_answers(answers)
+    assert answers == decode(frame, "us", "them")
+    with pytest.raises(MalformedFrameError):
+        decode(frame + b"\0", "us", "them")
 
 
 @given(numbers, numbers, numbers, memberships())

@@ -21,6 +21,7 @@ from typing import Any
 
 import structlog
 import trio
+from turns import Contender
 from workload import HistoryFile, Workload
 
 from replikv import Cluster, RemovedError, ReplikvError, Settings
@@ -55,6 +56,7 @@ class Child:
     def __init__(self, cluster: Cluster, nursery: trio.Nursery, history: Path) -> None:
         self.cluster = cluster
         self.workload = Workload(f"{cluster.status().node_id}/{os.getpid()}", cluster.store, HistoryFile(history))
+        self.contender = Contender(cluster, f"{cluster.status().node_id}-{os.getpid()}", history.parent)
         self.nursery = nursery
         self.pauses = Pauses()
         self.load = trio.CancelScope()
@@ -107,6 +109,19 @@ class Child:
 
     async def do_read_all(self, keys: int) -> None:
         await self.workload.read_all(keys)
+
+    async def do_contend(self, ttl_s: float) -> None:
+        """Compete for a leadership until stopped; see turns.py."""
+        self.nursery.start_soon(self.contender.contend, ttl_s)
+
+    async def do_stop_contending(self) -> None:
+        await self.contender.stop()
+
+    async def do_leads(self) -> bool:
+        return self.contender.leads
+
+    async def do_write_late(self, ttl_s: float) -> dict[str, object]:
+        return await self.contender.write_late(ttl_s)
 
     async def do_digest(self) -> tuple[int, str]:
         return self.cluster.digest()

@@ -28,6 +28,8 @@ class LocalReplicator:
         self.leader = Replica()
         self.replica = Replica()
         self.held = False
+        self.answer_after_s = 0.0
+        """How long the leader takes to answer about a lease."""
         self.sweeps = 0
         self.barriers = 0
         self._nursery = nursery
@@ -72,7 +74,7 @@ class LocalReplicator:
     async def ask_of_lease(self, lease: int, *, renew: bool) -> tuple[float, int, int]:  # no time passes
         self.check_open()
         sent = trio.current_time()
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.answer_after_s)
         ttl_ms = self.leader.map.leases.table.get(lease, 0)
         return sent, ttl_ms, ttl_ms
 

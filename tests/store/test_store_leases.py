@@ -185,6 +185,29 @@ async def test_a_lease_that_was_granted_slowly_is_kept_alive_first(
         await trio.sleep(20)
 
 
+async def test_the_holder_counts_from_when_he_asked(
+    replicator: LocalReplicator, store: Store, autojump_clock: trio.abc.Clock
+) -> None:
+    """Not from when the answer came: for all he knows the leader has counted since he asked. A tenth is left out."""
+    async with store.lease(ttl_s=6) as lease:
+        replicator.answer_after_s = 2.0
+        await trio.sleep(4.0)  # asked after 2 s, answered 2 s later
+        await trio.testing.wait_all_tasks_blocked()
+        assert pytest.approx(5.4 - 2.0) == lease.remaining_s
+
+
+async def test_answers_that_come_too_late_do_not_help(
+    replicator: LocalReplicator, store: Store, autojump_clock: trio.abc.Clock
+) -> None:
+    """Each is older, when it comes, than the holder's time is long: the body is cancelled, nine tenths after asking."""
+    with pytest.raises(LeaseExpiredError, match=r"in the last 5\.4 s"):  # noqa: PT012  # the block is the point
+        async with store.lease(ttl_s=6):
+            started = trio.current_time()
+            replicator.answer_after_s = 5.5
+            await trio.sleep_forever()
+    assert pytest.approx(5.4) == trio.current_time() - started
+
+
 async def test_a_lease_may_be_revoked_within_its_block(store: Store) -> None:
     """Its keys vanish, the body goes on, and the block raises nothing."""
     async with store.lease() as lease:
