@@ -18,6 +18,7 @@ EXPECTED = {
         r"[abc]: done bear.png",
         r"[abc]: put aside broken.png, number 3, until somebody has a look",
         r"every job was done, or put aside: \['ant.png', 'bear.png', 'broken.png', 'cat.png', 'dog.png', 'eel.png'\]",
+    ],
     "leading.py": [
         r"a leads, with token \d+",
         r"a does not lead any more: the leadership 'bookkeeper' was lost",
