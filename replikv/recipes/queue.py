@@ -87,7 +87,7 @@ class _Plan(NamedTuple):
 class Delivery:
     """An item in the hands of a consumer: what ``async with queue.receive()`` gives."""
 
-    __slots__ = ("_lease", "_queue", "acknowledged", "count", "fence", "item", "number")
+    __slots__ = ("_by_hand", "_lease", "_queue", "acknowledged", "count", "fence", "item", "number")
 
     def __init__(self, queue: Queue, lease: Lease, number: int, item: Any, count: int, fence: Compare) -> None:
         self._queue = queue
@@ -101,6 +101,8 @@ class Delivery:
         self.fence = fence
         """Holds as long as the claim does: ``store.txn([delivery.fence], [Put(...)])`` does nothing once it is lost."""
         self.acknowledged = False
+        # Whether the end of the block is not to acknowledge: what was to be done with it may not have been done.
+        self._by_hand = False
 
     def __repr__(self) -> str:
         return f"<Delivery {self.number} of {self._queue.name!r}, delivered {self.count} times>"
@@ -110,9 +112,10 @@ class Delivery:
 
         So what is done with an item *in the map* is done exactly once. What follows in the block is on its own: it
         rests on no lease any more, and whatever becomes of it, the item is done. Leaving the block acknowledges by
-        itself, for those who have nothing to add.
+        itself, for those who have nothing to add, unless this was called.
 
-        Cancelled, or after OutcomeUnknownError, it may have taken effect; if it did not, the item is delivered again.
+        Cancelled, or after OutcomeUnknownError, it may have taken effect; if it did not, the item is delivered again,
+        as after any other error.
 
         Raises:
             LeaseExpiredError: the claim is lost. Nothing was done; the item is delivered again.
@@ -120,6 +123,7 @@ class Delivery:
         """
         if self.acknowledged:
             raise RuntimeError(f"item {self.number} of queue {self._queue.name!r} was acknowledged already")
+        self._by_hand = True
         await self._queue._acknowledge(self, operations)
         self.acknowledged = True
         with contextlib.suppress(ReplikvError):  # then it expires
@@ -288,7 +292,7 @@ class Queue:
                     delivery = await self._claim(number, lease)
                     if delivery is not None:
                         yield delivery
-                        if not delivery.acknowledged:
+                        if not delivery._by_hand:
                             await self._acknowledge(delivery)
                         return
             finally:

@@ -223,6 +223,22 @@ async def test_what_is_done_in_the_map_with_the_acknowledgement_is_done_once(aut
         assert (["done/item"], 0) == left_behind(cluster)
 
 
+async def test_what_could_not_be_done_with_the_acknowledgement_leaves_the_item(autojump_clock: trio.abc.Clock) -> None:
+    """Though the body swallows the error: the end of the block does not acknowledge without it."""
+    async with Cluster("a") as cluster:
+        queue = queue_of(cluster.store)
+        await queue.put("item")
+        async with queue.receive() as delivery:
+            with pytest.raises(EncodingError):
+                await delivery.acknowledge(Put("done/item", object()))
+        async with queue.receive() as delivery:
+            assert ("item", 2) == (delivery.item, delivery.count)
+            with pytest.raises(EncodingError):
+                await delivery.acknowledge(Put("done/item", object()))
+            await delivery.acknowledge(Put("done/item", True))
+        assert (["done/item"], 0) == left_behind(cluster)
+
+
 # -- nothing to wait for -----------------------------------------------------------------------------------------------
 
 

@@ -92,11 +92,22 @@ async def test_a_lost_claim_cannot_acknowledge(autojump_clock: trio.abc.Clock) -
                 async with queue.receive() as delivery:
                     assert ("item", 2) == (delivery.item, delivery.count)
                     assert not (await cluster.store.txn([lost.fence], [Put("by", "the loser")])).succeeded
-                    with pytest.raises(LeaseExpiredError):
-                        await lost.acknowledge()
                     assert (await cluster.store.txn([delivery.fence], [Put("by", "the holder")])).succeeded
         assert 0 == queue.size
         assert "the holder" == cluster.store["by"]
+
+
+async def test_nothing_is_done_with_the_acknowledgement_of_a_lost_claim(autojump_clock: trio.abc.Clock) -> None:
+    """The holder is told, and the item is delivered again."""
+    async with Cluster("a") as cluster:
+        queue = queue_of(cluster.store)
+        await queue.put("item")
+        async with queue.receive() as lost:
+            await cluster.store.delete("queues/mails/claims/" + "1".zfill(20))
+            with pytest.raises(LeaseExpiredError, match="item 1 of queue 'mails' was lost"):
+                await lost.acknowledge(Put("by", "the loser"))
+        assert "by" not in cluster.store
+        assert 1 == queue.size
 
 
 async def test_what_was_acknowledged_by_hand_rests_on_no_lease(autojump_clock: trio.abc.Clock) -> None:
