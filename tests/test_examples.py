@@ -47,6 +47,14 @@ EXPECTED = {
         r"requests go to http://b/ready",
         r"[ab] serves no more\nnobody serves|nobody serves\n[ab] serves no more",
     ],
+    "job_queue.py": [
+        r"[abc]: done ant.png",
+        r"[abc] has ended, with SIGKILL: it is started again",
+        r"[abc]: bear.png was begun before, by somebody who has not finished",
+        r"[abc]: done bear.png",
+        r"[abc]: put aside broken.png, number 3, until somebody has a look",
+        r"every job was done, or put aside: \['ant.png', 'bear.png', 'broken.png', 'cat.png', 'dog.png', 'eel.png'\]",
+    ],
     "leading.py": [
         r"a leads, with token \d+",
         r"a does not lead any more: the leadership 'bookkeeper' was lost",
@@ -92,6 +100,12 @@ EXPECTED = {
         r"crawler 0 is in; inside: \[0\]",
         r"crawler 5 is in; inside: \[4, 5\]",
         r"the licence is taken, and nobody waits for it here",
+    ],
+    "service_registry.py": [
+        r"greetings are offered by \['b', 'c'\]",
+        r"(a was told: hello from [bc]\n.*){4}a could not reach b: OSError",
+        r"a could not reach b: \w+\n.*hello from c\n.*hello from c\n",
+        r"greetings are offered by \['c'\]",
     ],
     "shared_config.py": [
         r"a: workers is now 8",

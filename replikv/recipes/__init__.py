@@ -7,18 +7,29 @@ from replikv.recipes.barrier import Barrier, Passage
 from replikv.recipes.counter import Counter
 from replikv.recipes.election import Elected, Election, Leader, Leaders
 from replikv.recipes.lock import Lock
+from replikv.recipes.queue import Delivery, Queue, QueueStatistics
 from replikv.recipes.read_write_lock import ReadWriteLock
+from replikv.recipes.registry import Balancer, Endpoint, EndpointWatch, NoEndpointError, Registration, ServiceRegistry
 from replikv.recipes.semaphore import Semaphore
 
 __all__ = [
+    "Balancer",
     "Barrier",
     "Counter",
+    "Delivery",
     "Elected",
     "Election",
+    "Endpoint",
+    "EndpointWatch",
     "Leader",
     "Leaders",
     "Lock",
+    "NoEndpointError",
     "Passage",
+    "Queue",
+    "QueueStatistics",
     "ReadWriteLock",
+    "Registration",
     "Semaphore",
+    "ServiceRegistry",
 ]
