@@ -16,10 +16,11 @@ import bisect
 import struct
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, KeysView
+from collections.abc import Iterable, Iterator
 from typing import Any, Final, TypeAlias, cast
 
 from replikv.errors import CompactedError, InternalError
+from replikv.machine.attachments import Attachments
 from replikv.machine.pin import Pin
 from replikv.machine.ranges import KeyRange
 from replikv.machine.record import HEAD, LIVE, Record, digest_of, is_live, lease_of, mod_revision_of, pack_record
@@ -95,8 +96,8 @@ class Keyspace:
         """What the keys that are there cost in memory, about: themselves, their values, ``KEY_BYTES`` each."""
         self._digest = 0
         """The sum of :func:`digest_of` over all keys that are there."""
-        self._attached: dict[int, set[str]] = {}
-        """lease -> the keys whose newest record names it. No empty sets, and not for lease 0."""
+        self.attachments = Attachments()
+        """Which keys are attached to which lease, as their newest records say."""
         self._log: dict[int, tuple[Any, ...]] = {}
         """revision -> (bytes of all changes up to it, then key, record and replaced record of each of its changes), for
         each revision in (physical_floor, revision]. Flat: nested tuples are what the garbage collector would walk."""
@@ -153,14 +154,6 @@ class Keyspace:
     def iterate_keys(self, keys: KeyRange) -> Iterator[str]:
         """The keys of the range, in order, while nothing is changed. O(log n) to begin, O(1) per key."""
         return keys.iterate(self._live)
-
-    def attached_keys(self, lease: int, limit: int | None = None) -> list[str]:
-        """The keys that are attached to a lease, in order; the first ``limit`` of them. O(n log n) of all of them."""
-        return sorted(self._attached.get(lease, ()))[:limit]
-
-    def attached_count(self, lease: int) -> int:
-        """How many keys are attached to a lease. O(1)."""
-        return len(self._attached.get(lease, ()))
 
     def growth(self, writes: Iterable[Write]) -> tuple[int, int]:
         """By how many keys, and how many of ``state_bytes``, the writes would change the map. O(writes)."""
@@ -339,7 +332,7 @@ class Keyspace:
         new, old = _crc32(record, seed), _crc32(previous, seed)
         self._digest += (new + old) * (new - old)  # the difference of their digest_of
         if attached != lease:
-            self._move(key, attached, lease)
+            self.attachments.move(key, attached, lease)
         places = self._places.get(key)
         if places is None:
             self._places[key] = bytearray(_pack_place(revision, 3))
@@ -369,13 +362,13 @@ class Keyspace:
                     created, _, version, attached, _ = _unpack_head(previous)
                     self.state_bytes += len(value) + _HEAD_BYTES - len(previous)
                     if attached != lease:
-                        self._move(key, attached, lease)
+                        self.attachments.move(key, attached, lease)
                     record = pack_record(value, created, revision, version + 1, lease)
                 else:
                     record = pack_record(value, revision, revision, 1, lease)
                     self.state_bytes += KEY_BYTES + len(key) + len(value)
                     if lease:
-                        self._move(key, 0, lease)
+                        self.attachments.move(key, 0, lease)
                     self._live.add(key)
                     if replaced is not None:
                         self._dead.remove(key)
@@ -385,7 +378,7 @@ class Keyspace:
                 record = pack_record(None, 0, revision, 0, lease)
                 self.state_bytes -= KEY_BYTES + len(key) + len(previous) - _HEAD_BYTES
                 if attached := lease_of(previous):
-                    self._move(key, attached, 0)
+                    self.attachments.move(key, attached, 0)
                 self._live.remove(key)
                 self._dead.add(key)
             records[key] = record
@@ -414,21 +407,7 @@ class Keyspace:
         self._digest += digest_of(key, record)
         self.state_bytes += KEY_BYTES + len(key) + len(record) - _HEAD_BYTES
         if lease := lease_of(record):
-            self._move(key, 0, lease)
-
-    def _move(self, key: str, old: int, new: int) -> None:
-        """The key was attached to one lease, and is to another; 0 is none."""
-        if old:
-            keys = self._attached[old]
-            keys.remove(key)
-            if not keys:
-                del self._attached[old]
-        if new:
-            self._attached.setdefault(new, set()).add(key)
-
-    def leases(self) -> KeysView[int]:
-        """The leases that keys are attached to."""
-        return self._attached.keys()
+            self.attachments.move(key, 0, lease)
 
     # -- the floors ----------------------------------------------------------------------------------------------------
 

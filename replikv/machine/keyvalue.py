@@ -261,8 +261,8 @@ class KeyValue(StateMachine):
         if lease not in self.leases.table:
             raise RefusedError(no_lease(lease), Status.NO_LEASE)
         limit = self.governance.limits.operations
-        keys = self.keyspace.attached_keys(lease, limit)
-        more = self.keyspace.attached_count(lease) > limit
+        keys = self.keyspace.attachments.keys(lease, limit)
+        more = self.keyspace.attachments.count(lease) > limit
         if more:
             self.leases.begin_end(lease)
         else:

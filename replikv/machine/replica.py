@@ -411,7 +411,7 @@ class Restorer:
             raise InternalError(f"the snapshot ends after {self._chunks} chunks, in section {self._section}")
         replica = self._replica
         sessions, leases, keyspace = self._sessions.finish(), self._leases.finish(), self._map.finish()
-        if strange := keyspace.leases() - leases.table.keys():
+        if strange := keyspace.attachments.leases() - leases.table.keys():
             raise InternalError(
                 f"the snapshot has keys attached to leases that it does not have: {sorted(strange)[:8]}"
             )

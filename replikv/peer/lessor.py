@@ -213,7 +213,7 @@ class Lessor:
             elif noted <= self._confirmed_at:
                 heapq.heappop(heap)
                 self._proposed[lease] = deadlines.pop(lease)
-                self._propose(lease, self._replica.map.keyspace.attached_count(lease))
+                self._propose(lease, self._replica.map.keyspace.attachments.count(lease))
             else:
                 self._due = not self._rounds
                 return
@@ -227,7 +227,7 @@ class Lessor:
         if self._ending:
             self._ending = {lease: keys for lease, keys in self._ending.items() if lease in ending}
         for lease in ending:
-            keys = keyspace.attached_count(lease)
+            keys = keyspace.attachments.count(lease)
             if lease not in self._ending or keys < self._ending[lease]:
                 self._ending[lease] = keys
                 self._propose(lease, keys)

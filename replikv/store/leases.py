@@ -266,7 +266,7 @@ class LeaseCalls(Calls):
             raise LeaseExpiredError(no_lease(number))
         await self._replicator.barrier()
         prefix = self._prefix
-        keys = tuple(key[len(prefix) :] for key in self._keyspace().attached_keys(number) if key.startswith(prefix))
+        keys = tuple(key[len(prefix) :] for key in self._keyspace().attachments.keys(number) if key.startswith(prefix))
         return LeaseStatus(number, ttl_ms / 1000, left_ms / 1000, keys)
 
     async def attach(self, key: str, lease: Lease | int) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, overload
 
 from replikv.errors import ConfigurationError, EncodingError, SchemaError
-from replikv.store.change import Change
+from replikv.store.change import Change, Kind
 from replikv.store.entry import ABSENT, Absent, Entry
+from replikv.store.leases import Lease
 from replikv.store.reads import LocalReads
 from replikv.store.schema import Schema
 from replikv.store.subscriptions import Subscription
@@ -115,7 +116,7 @@ class TypedStore(LocalReads, Generic[T]):
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
-    async def put(self, key: str, value: T, *, lease: None = None) -> int:
+    async def put(self, key: str, value: T, *, lease: Lease | int | None = None) -> int:
         """As :meth:`Store.put`."""
         return await self._store.put(key, self._schema.encode(key, value), lease=lease)
 
@@ -140,11 +141,14 @@ class TypedStore(LocalReads, Generic[T]):
             raise KeyError(key)
         return default
 
-    async def setdefault(self, key: str, value: T) -> T:
+    async def setdefault(self, key: str, value: T, *, lease: Lease | int | None = None) -> T:
         """As :meth:`Store.setdefault`."""
-        return self._schema.decode(key, await self._store.setdefault(key, self._schema.encode(key, value)))
+        plain = self._schema.encode(key, value)
+        return self._schema.decode(key, await self._store.setdefault(key, plain, lease=lease))
 
-    async def compare_and_set(self, key: str, expected: T | Absent, value: T | Absent) -> bool:
+    async def compare_and_set(
+        self, key: str, expected: T | Absent, value: T | Absent, *, lease: Lease | int | None = None
+    ) -> bool:
         """As :meth:`Store.compare_and_set`, where values are equal whose fields are, as they are stored.
 
         So a value that was read of this map is equal to what it was read of, whatever version that is stored in.
@@ -153,17 +157,19 @@ class TypedStore(LocalReads, Generic[T]):
             key,
             ABSENT if expected is ABSENT else self._as_stored(key, expected),
             ABSENT if value is ABSENT else self._schema.encode(key, value),
+            lease=lease,
         )
 
-    async def replace(self, key: str, value: T, *, revision: int) -> bool:
+    async def replace(self, key: str, value: T, *, revision: int, lease: Lease | int | None = None) -> bool:
         """As :meth:`Store.replace`."""
-        return await self._store.replace(key, self._schema.encode(key, value), revision=revision)
+        return await self._store.replace(key, self._schema.encode(key, value), revision=revision, lease=lease)
 
-    async def update(self, mapping: Mapping[str, T]) -> int:
+    async def update(self, mapping: Mapping[str, T], *, lease: Lease | int | None = None) -> int:
         """As :meth:`Store.update`. One value that does not fit, and none is put."""
         if not isinstance(mapping, Mapping):
             raise EncodingError(f"update takes a mapping, not {type(mapping).__qualname__}: make it a dict")
-        return await self._store.update({key: self._schema.encode(key, value) for key, value in mapping.items()})
+        plain = {key: self._schema.encode(key, value) for key, value in mapping.items()}
+        return await self._store.update(plain, lease=lease)
 
     def _as_stored(self, key: str, value: T) -> dict[str, Any]:
         """What is stored under the key if that stands for this value; what would be stored else.
@@ -195,13 +201,37 @@ class TypedStore(LocalReads, Generic[T]):
     # -- being told ----------------------------------------------------------------------------------------------------
 
     def watch(
-        self, prefix: str = "", *, since: int | None = None, snapshot: bool = False, buffer: int = 1024
+        self,
+        prefix: str = "",
+        *,
+        key: str | None = None,
+        start: str | None = None,
+        stop: str | None = None,
+        kinds: Iterable[Kind] | None = None,
+        previous: bool = True,
+        progress: bool = False,
+        coalesce: bool = False,
+        since: int | None = None,
+        snapshot: bool = False,
+        buffer: int = 1024,
     ) -> AbstractAsyncContextManager[TypedWatch[T]]:
         """As :meth:`Store.watch`. A change whose value does not fit is raised as SchemaError by the iterator.
 
         That change is taken then: asked again, the iterator goes on with the next one.
         """
-        watching = self._store.watch(prefix, since=since, snapshot=snapshot, buffer=buffer)
+        watching = self._store.watch(
+            prefix,
+            key=key,
+            start=start,
+            stop=stop,
+            kinds=kinds,
+            previous=previous,
+            progress=progress,
+            coalesce=coalesce,
+            since=since,
+            snapshot=snapshot,
+            buffer=buffer,
+        )
         return self._watching(watching)
 
     @asynccontextmanager
@@ -214,6 +244,13 @@ class TypedStore(LocalReads, Generic[T]):
         callback: Callable[[TypedChange[T]], object],
         *,
         prefix: str = "",
+        key: str | None = None,
+        start: str | None = None,
+        stop: str | None = None,
+        kinds: Iterable[Kind] | None = None,
+        previous: bool = True,
+        progress: bool = False,
+        coalesce: bool = False,
         since: int | None = None,
         buffer: int = 1024,
         on_error: Callable[[Exception], object] | None = None,
@@ -225,7 +262,20 @@ class TypedStore(LocalReads, Generic[T]):
         def narrowed(change: Change) -> object:
             return callback(self._narrow(change))
 
-        return self._store.subscribe(narrowed, prefix=prefix, since=since, buffer=buffer, on_error=on_error)
+        return self._store.subscribe(
+            narrowed,
+            prefix=prefix,
+            key=key,
+            start=start,
+            stop=stop,
+            kinds=kinds,
+            previous=previous,
+            progress=progress,
+            coalesce=coalesce,
+            since=since,
+            buffer=buffer,
+            on_error=on_error,
+        )
 
     def _narrow(self, change: Change) -> TypedChange[T]:
         decode = self._schema.decode

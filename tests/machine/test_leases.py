@@ -142,7 +142,7 @@ def test_attach_and_detach() -> None:
     assert (2, True) == commands.decode_outcome_result(ok(replica, commands.encode_attach(b"key", lease)))
     assert (2, True) == commands.decode_outcome_result(ok(replica, commands.encode_attach(b"key", lease)))
     assert (2, False) == commands.decode_outcome_result(ok(replica, commands.encode_attach(b"other", lease)))
-    assert ["key"] == replica.keyspace.attached_keys(lease)
+    assert ["key"] == replica.keyspace.attachments.keys(lease)
     assert (3, True) == commands.decode_outcome_result(ok(replica, commands.encode_attach(b"key", 0)))
     assert (3, 0, False) == revoke(replica, lease)
     assert ["key"] == keys(replica)
@@ -194,7 +194,7 @@ def test_what_is_no_command_fails(payload: bytes) -> None:
     put(replica, b"key", 1)
     assert Status.FAILED == run(replica, payload)[0]
     assert {1: 10_000} == replica.map.leases.table
-    assert ["key"] == replica.keyspace.attached_keys(1)
+    assert ["key"] == replica.keyspace.attachments.keys(1)
 
 
 def test_before_the_upgrade_there_are_no_leases() -> None:
@@ -343,10 +343,10 @@ class LeasesMachine(RuleBasedStateMachine):
     @invariant()
     def every_lease_of_a_record_is_in_the_table(self) -> None:
         keyspace, leases = self.replica.keyspace, self.replica.map.leases
-        assert keyspace.leases() <= leases.table.keys()
+        assert keyspace.attachments.leases() <= leases.table.keys()
         for lease in leases.table:
             expected = sorted(key for key, other in self.attached.items() if other == lease)
-            assert (expected, len(expected)) == (keyspace.attached_keys(lease), keyspace.attached_count(lease))
+            assert (expected, len(expected)) == (keyspace.attachments.keys(lease), keyspace.attachments.count(lease))
 
 
 LeasesMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
