@@ -14,8 +14,8 @@ from replikv import Cluster, LeaseExpiredError, MemoryNetwork, MemoryTransport, 
 NAMES = ["a", "b", "c"]
 
 # Impatient, so that you need not wait. The defaults are 0.1 s and 1 s.
-SETTINGS = Settings(heartbeat_interval_s=0.05, election_timeout_s=0.3)
-TTL_S = 1.5
+SETTINGS = Settings(heartbeat_interval_s=0.05, election_timeout_s=0.5)
+TTL_S = 3.0
 
 
 async def be_present(cluster: Cluster, *, task_status: trio.TaskStatus[trio.CancelScope]) -> None:
@@ -45,7 +45,7 @@ async def main() -> None:
     async with trio.open_nursery() as nursery:
         for cluster in clusters.values():
             await nursery.start(cluster.run)
-        with trio.fail_after(20):
+        with trio.fail_after(40):
             await story(network, clusters)
         for cluster in clusters.values():
             await cluster.shutdown()
@@ -59,9 +59,9 @@ async def story(network: MemoryNetwork, clusters: dict[str, Cluster]) -> None:
             change = await anext(changes)
             print(f"a sees {change.key}: {change.value}")
 
-        await trio.sleep(2 * TTL_S)
+        await trio.sleep(1.5 * TTL_S)
         assert len(list(store.keys("presence/"))) == 3
-        print("twice the time to live later all three are there: they keep their leases alive")
+        print("longer than the time to live later all three are there: they keep their leases alive")
 
         scopes["b"].cancel()
         change = await anext(changes)

@@ -41,7 +41,7 @@ from replikv.store.leases import Lease, LeaseStatus
 from replikv.store.store import Store
 from replikv.store.subscriptions import Subscription
 from replikv.store.transactions import Transaction
-from replikv.store.txn import Compare, Delete, DeleteRange, Get, GetRange, Put, Txn, TxnResult
+from replikv.store.txn import Compare, Delete, DeleteRange, Get, GetRange, Operation, Put, Txn, TxnResult
 from replikv.store.typed import TypedChange, TypedEntry, TypedStore
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
@@ -80,6 +80,7 @@ __all__ = [
     "MemoryNetwork",
     "MemoryTransport",
     "NotLeaderError",
+    "Operation",
     "Outcome",
     "OutcomeUnknownError",
     "Progress",

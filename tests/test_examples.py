@@ -25,6 +25,11 @@ EXPECTED = {
         r"CompactedError: revision 1 is no longer held",
         r"and today is as it was: \{'coffee': 6, 'tea': 4\}",
     ],
+    "limits.py": [
+        r"refused: the map has 3 keys, and at most 3 \(keys_max\)",
+        r"there is room: \{'a': 'changed', 'c': 3, 'd': 4\}",
+        r"the doctor: the map has 3 of 3 keys",
+    ],
     "custom_machine.py": [
         r"ann has 5",
         r"refused alike on every replica: the state machine raised ValueError",

@@ -27,7 +27,7 @@ import dataclasses
 import itertools
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple
 
 import trio
 
@@ -36,11 +36,9 @@ from replikv import (
     Compare,
     ConfigurationError,
     Delete,
-    DeleteRange,
-    Get,
-    GetRange,
     Lease,
     LeaseExpiredError,
+    Operation,
     OutcomeUnknownError,
     Put,
     ReplikvError,
@@ -52,7 +50,6 @@ from replikv.recipes.changes import wait_changed
 
 __all__ = ["Delivery", "Queue", "QueueStatistics"]
 
-Operation: TypeAlias = Put | Delete | DeleteRange | Get | GetRange | Txn
 
 PAGE: Final = 64
 """Items that are looked at together: those at the head that others hold are passed over."""

@@ -210,6 +210,7 @@ class Txn:
 
 
 Operation: TypeAlias = Put | Delete | DeleteRange | Get | GetRange | Txn
+"""What a transaction may do."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -223,3 +223,29 @@ if TYPE_CHECKING:
         users.subscribe(takes_int)  # type: ignore[arg-type]
 
     def takes_int(number: int) -> Any: ...
+
+
+async def test_leases_and_filters_are_those_of_the_store(store: Store, users: TypedStore[User]) -> None:
+    """Whatever is set can be set with a lease, and a watch may ask for a key, a range, kinds and marks."""
+    told: list[str] = []
+    async with (
+        users.watch(key="ann", kinds={"put"}) as changes,
+        users.watch(start="b", stop="c", previous=False, progress=True, coalesce=True) as ranged,
+    ):
+        assert "progress" == (await anext(ranged)).kind
+        subscription = users.subscribe(lambda change: told.append(change.key), kinds={"expire"})
+        async with store.lease() as lease:
+            await users.put("ann", ANN, lease=lease)
+            await users.setdefault("bob", BOB, lease=lease)
+            assert await users.compare_and_set("bob", BOB, ANN, lease=lease)
+            assert await users.replace("bob", BOB, revision=store.revision, lease=lease)
+            await users.update({"cyd": ANN, "ann": BOB}, lease=lease)
+            assert {lease.id} == {users.entry(key).lease for key in users}
+            assert ANN == (await anext(changes)).value
+            assert BOB == (await anext(changes)).value
+            newest = await anext(ranged)
+            assert ("bob", BOB, None, True) == (newest.key, newest.value, newest.previous, newest.created)
+        await settle()
+        assert ["ann", "bob", "cyd"] == told
+        subscription.cancel()
+    assert 0 == len(users)
