@@ -224,8 +224,8 @@ def tell(message: dict[str, object]) -> None:
 async def main(arguments: dict[str, Any], make: type[Child] = Child) -> None:
     try:
         await run(make, **arguments)
-    except RemovedError as exc:
-        tell({"removed": str(exc)})
+    except* RemovedError as removed:  # out of the nursery beside which the cluster is measured
+        tell({"removed": str(removed.exceptions[0])})
 
 
 async def run(make: type[Child], settings: dict[str, Any], history: str, measured: bool, **arguments: Any) -> None:
