@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from clusters import HEALED_S, Peers, id_of, running
+from clusters import HEALED_S, Peers, id_of, peer_of, running
 
 from replikv import Cluster, Settings, StateMachine, UpgradeRequiredError
+from replikv.peer.admission import COMMANDS
 
 SMALL = Settings(snapshot_log_entries=20, trailing_entries=5)
 
@@ -64,6 +65,17 @@ async def replace(peers: Peers, node_id: str, machine: type[One]) -> Cluster:
 async def reach(peers: Peers, version: int) -> None:
     with trio.fail_after(HEALED_S):
         while {version} != {cluster.machine_version for cluster in peers.all}:  # noqa: ASYNC110  # nothing to wait on
+            await trio.sleep(0.05)
+
+
+async def all_told(peers: Peers) -> None:
+    """What each member knows is recorded, everywhere: the first versions do not wait for that."""
+    with trio.fail_after(HEALED_S):
+        while not all(  # noqa: ASYNC110  # nothing to wait on
+            COMMANDS in member.attributes
+            for cluster in peers.all
+            for member in peer_of(cluster)._alive.admission.membership.members.values()
+        ):
             await trio.sleep(0.05)
 
 
@@ -172,6 +184,7 @@ async def test_a_member_that_is_gone_for_good_is_removed_for_the_upgrade(
         await start_all(peers, One)
         await peers["c"].propose(b"add")
         await reach(peers, 1)
+        await all_told(peers)
         await peers.shutdown("c")
         for node_id in "ab":
             await replace(peers, node_id, Two)
