@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -162,10 +164,28 @@ EXPECTED = {
 """Example -> what it prints, among other things."""
 
 
+AT_ONCE = 4
+"""Examples that are run at the same time: most of what they do is wait."""
+
+
+@pytest.fixture(scope="module")
+def outputs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Mapping[str, Future[str]]]:
+    """What each of the examples that are asked for prints, or how it fails."""
+    asked = [item.callspec.params.get("name") for item in request.session.items if hasattr(item, "callspec")]
+    names = [name for name in asked if name in EXPECTED]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {
+            name: pool.submit(run_program, (EXAMPLES / name).read_text("utf-8"), tmp_path_factory.mktemp("example"))
+            for name in names
+        }
+
+
 @pytest.mark.parametrize("name", sorted(EXPECTED))
-def test_an_example_shows_what_it_is_there_for(name: str, tmp_path: Path) -> None:
+def test_an_example_shows_what_it_is_there_for(name: str, outputs: Mapping[str, Future[str]]) -> None:
     """It ends by itself, with exit code 0 and no file left, and has printed what a reader expects."""
-    output = run_program((EXAMPLES / name).read_text("utf-8"), tmp_path)
+    output = outputs[name].result()
     assert [] == [line for line in EXPECTED[name] if re.search(line, output, re.MULTILINE) is None], output
 
 
