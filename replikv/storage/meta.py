@@ -111,4 +111,5 @@ def _checksum(line: bytes) -> bytes:
 
 
 def _damage(path: Path, what: str) -> CorruptionError:
-    return CorruptionError(f"{path} is damaged at byte 0: {what}; restore it from a backup of the disk", str(path), 0)
+    advice = "Remove this peer from the cluster and let it join anew with an empty directory"
+    return CorruptionError(f"{path} is damaged at byte 0: {what}. {advice}", str(path), 0)

@@ -66,19 +66,22 @@ class SegmentHead(NamedTuple):
         """
         head = data[: _HEAD.size]
         if len(data) < FRAMES_START or (zlib.crc32(head),) != _CHECKSUM.unpack_from(data, _HEAD.size):
-            raise CorruptionError(f"{path}: the head of the segment is damaged (at byte 0)", str(path), 0)
+            raise CorruptionError(f"{path} is damaged at byte 0: its head is not sound", str(path), 0)
         magic, version, *fields = _HEAD.unpack(head)
         if magic != _MAGIC or version != FORMAT:
             raise StorageError(f"{path} is a segment of format {version}; this replikv reads {FORMAT}: upgrade it")
         found = cls(*fields)
         if found.name != path.name:
-            raise CorruptionError(f"{path} says in its head that its name is {found.name}", str(path), 0)
+            raise CorruptionError(
+                f"{path} is damaged at byte 0: its head says that its name is {found.name}", str(path), 0
+            )
         if found.length != len(data):
             place = min(found.length, len(data))
-            message = f"{path} has {len(data)} bytes and was made with {found.length}: it was cut or extended"
-            raise CorruptionError(message, str(path), place)
+            what = f"it has {len(data)} bytes and was made with {found.length}, so it was cut or extended"
+            raise CorruptionError(f"{path} is damaged at byte {place}: {what}", str(path), place)
         if data[_HEAD.size + _CHECKSUM.size : FRAMES_START].strip(b"\0"):
-            raise CorruptionError(f"{path}: bytes behind the head are damaged", str(path), _HEAD.size + _CHECKSUM.size)
+            place = _HEAD.size + _CHECKSUM.size
+            raise CorruptionError(f"{path} is damaged at byte {place}: zeros were here", str(path), place)
         return found
 
 

@@ -23,7 +23,7 @@ IDENTITY = Identity("cluster", "a", "incarnation", "10.0.0.1:7001", "0.0.0.0:700
 MOVED = dataclasses.replace(IDENTITY, address="10.0.0.9:7001")
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
 ORIGIN = SnapshotMetadata(0, 0, MEMBERSHIP)
-SEGMENT_BYTES = 2048
+SEGMENT_BYTES = 2560
 
 
 class State(NamedTuple):
