@@ -103,8 +103,9 @@ def test_a_crash_at_any_call_loses_nothing_that_was_acknowledged() -> None:
     """Whichever unsynced sectors and names the disk keeps, and when it happens again during the recovery, and later.
 
     A torn tail that is fatal: etcd#5230; that is not cut, and hides what is appended later: amelie#17; a vote or a term
-    that is not durable before the reply: PySyncObj; a gap between snapshot and log: canonical/raft#199; two snapshots,
-    or a restart, during receipt: etcd#18055.
+    that is not durable before the reply: PySyncObj; state and position that are not one thing: etcd#13766; a gap
+    between snapshot and log: canonical/raft#199, hashicorp/raft#85, ratis-2507; a restart during receipt: etcd#18055,
+    logcabin#174.
     """
     for number, operation in enumerate(CALLS):
         if operation in CHANGES:  # to stop in one that only reads is to stop before the next one

@@ -188,7 +188,7 @@ def test_snapshot_of_a_newer_format_says_so(disk: SimulatedDisk) -> None:
 
 
 def test_half_a_snapshot_is_removed_at_the_start(disk: SimulatedDisk) -> None:
-    """What a crash has left unfinished has no claim to anything."""
+    """What a crash has left unfinished has no claim to anything, and is never gone on with (logcabin#174)."""
     writer = snapshotter(disk).create(at(1))
     writer.write(b"half")
     assert len(list(disk.files())) == 1
