@@ -116,7 +116,10 @@ class SimulatedDisk(FileSystem):
         return bytes(self._file(path).data)
 
     def put(self, path: Path, data: bytes) -> None:
-        """Make this the durable content of a file behind everybody's back, and its directories if need be."""
+        """Make this the durable content of a file behind everybody's back, and its directories if need be.
+
+        As for :meth:`remove`, nobody should have the file open, and its name should not wait for a sync.
+        """
         directory = self._root
         for part in path.parts[:-1]:
             directory = directory.give(part)

@@ -63,6 +63,14 @@ class Model:
             if write.hard_state is not None:
                 self.hard_state = write.hard_state
 
+    def restart(self) -> None:
+        """What was received and not yet told to the log takes its place."""
+        found = self.state()
+        self.hard_state = found.hard_state
+        if not found.entries:
+            self.log.clear()
+            self.base = self.snapshot
+
     def state(self) -> State:
         if self.identity is None:
             return State()
@@ -133,7 +141,7 @@ def move() -> Step:
     return Step("move", lambda storage: storage.move(MOVED.address, MOVED.listen), model)
 
 
-RESTART = Step("restart", lambda _: None, lambda _: None)
+RESTART = Step("restart", lambda _: None, Model.restart)
 """Close, and open again."""
 
 SCRIPT: Sequence[Step] = (
@@ -155,8 +163,8 @@ SCRIPT: Sequence[Step] = (
     release(7),
     snapshot(20, 3, b"received", b"from the leader"),
     RESTART,
-    write("after the received", Write(snapshot=at(20, 3), hard_state=HardState(3, "", 20))),
-    write("on", Write(entries=entries(21, 22, term=3, size=700))),
+    write("after the received", Write(entries=entries(21, 21, term=3), hard_state=HardState(3, "c", 20))),
+    write("on", Write(entries=entries(22, 22, term=3, size=1400))),
     snapshot(30, 4, b"received again"),
     write("replaced", Write(snapshot=at(30, 4), entries=entries(31, 31, term=4), hard_state=HardState(4, "c", 30))),
     release(30),
