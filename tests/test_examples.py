@@ -85,6 +85,12 @@ EXPECTED = {
         r"c is told that the lock is lost",
         r"the report was written by b",
     ],
+    "damaged_disk.py": [
+        r"a does not start: 0000000000000001-0000000000000001\.wal is damaged at byte \d+",
+        r"replikv verify: 1 Damaged\.",
+        r"b and c go on",
+        r"a has joined anew: \{'jobs/1': 'ready', 'jobs/2': 'ready'\}",
+    ],
     "quickstart.py": [
         r"leader: [abc]",
         r"b was called back: put flags/dark-mode = True at revision 1",

@@ -14,6 +14,7 @@ import replikv
 from replikv.cli.exchange import add_export, add_import
 from replikv.cli.recover import add_recover
 from replikv.cli.restore import add_restore
+from replikv.cli.verify import add_verify
 from replikv.demo import run_demo
 
 __all__ = ["main"]
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_restore(commands)
     add_export(commands)
     add_import(commands)
+    add_verify(commands)
     options = parser.parse_args(arguments)
     try:
         return int(options.run(options))

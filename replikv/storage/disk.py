@@ -1,36 +1,26 @@
 """The storage of a peer with a disk: a write-ahead log, snapshots, and the word of whose they are.
 
-The newest snapshot S (index s, term t) and the log are put together at the start (thesis, section 5.1): the log goes on
-behind s where it agrees with S. Where it ends before s or has another term there, S was received and the log had no
-time to say so: it begins anew behind s. Where it begins after s + 1, entries are missing, and that is damage.
+``wal`` and ``snapshotter`` write and read them, ``assembly`` says what they amount to together.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from replikv.errors import CorruptionError, DataDirInUseError, InternalError
+from replikv.errors import DataDirInUseError, InternalError
 from replikv.raft.entries import NO_NODE, HardState, SnapshotMetadata
 from replikv.raft.stable import MemoryStorage, Write
 from replikv.settings import Settings
+from replikv.storage.assembly import assemble, check_owner, seal
 from replikv.storage.base import Identity, SnapshotWriter, Storage
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, File, FileSystem, OsFileSystem, remove_temporaries
-from replikv.storage.meta import (
-    META_NAME,
-    forget_incarnation,
-    read_incarnation,
-    read_meta,
-    write_incarnation,
-    write_meta,
-)
-from replikv.storage.recovery import Replay
+from replikv.storage.meta import forget_incarnation, read_incarnation, read_meta, write_incarnation, write_meta
 from replikv.storage.snapshotter import Snapshotter
 from replikv.storage.wal import Wal
 
@@ -97,14 +87,13 @@ class DiskStorage(Storage):
             raise InternalError(f"{self._directory} belongs to {self.identity.node_id} already")
         self._expect_durable(snapshot)
         self._snapshots.remove_after(snapshot.index)
-        remove_temporaries(self._filesystem, self._directory)
         hard_state = HardState(snapshot.term, NO_NODE, snapshot.index)
         self._wal = Wal.create(
             self._filesystem,
             self._wal_directory,
             segment_bytes=self._segment_bytes,
             ahead=self._prepare_ahead,
-            identity=_seal(identity),
+            identity=seal(identity),
             marker=snapshot,
             hard_state=hard_state,
         )
@@ -124,7 +113,6 @@ class DiskStorage(Storage):
         if self.identity is None:
             raise InternalError(f"{self._directory} was moved before it was initialized")
         identity = dataclasses.replace(self.identity, address=address, listen=listen)
-        remove_temporaries(self._filesystem, self._directory)
         write_meta(self._filesystem, self._directory, identity)
         self.identity = identity
 
@@ -193,61 +181,24 @@ class DiskStorage(Storage):
         opened = Wal.open(
             self._filesystem, self._wal_directory, segment_bytes=self._segment_bytes, ahead=self._prepare_ahead
         )
+        replay, frames_written = None, 0
         if opened is not None:
             self._wal, replay = opened
-        if identity is None:
-            self._discard_unfinished()
+            frames_written = self._wal.frames_written
+        check_owner(self._directory, identity, replay, frames_written)
+        if identity is None or replay is None:
+            wal, self._wal = self._wal, None
+            if wal is not None:
+                wal.close()
             return
-        if opened is None:
-            raise self._damage(self._wal_directory, f"it is empty, and {META_NAME} says that it was written to")
-        if replay.identity != _seal(identity):
-            raise self._damage(self._wal_directory, "it holds the log of another peer")
         forget_incarnation(self._filesystem, self._directory)
-        self._restore(replay)
+        assembly = assemble(self._directory, replay, self._snapshots.newest)
+        self.image.install(assembly.snapshot)
+        self.image.append(assembly.following)
+        self.image.hard_state = assembly.hard_state
+        if not assembly.agrees:
+            self._initialized().write([Write(snapshot=assembly.snapshot)])
         self.identity = identity
-
-    def _discard_unfinished(self) -> None:
-        """Without ``meta``, a log is what an initialization that crashed has left, or has lost its ``meta``."""
-        wal, self._wal = self._wal, None
-        if wal is None:
-            return
-        wal.close()
-        if wal.frames_written > 1:
-            raise self._damage(self._directory / META_NAME, "it is missing, and the log beside it has been written to")
-
-    def _restore(self, replay: Replay) -> None:
-        marker, snapshot = replay.marker, self._snapshots.newest
-        assert marker is not None
-        if snapshot is None or snapshot.index < marker.index:
-            if marker.index > 0:
-                raise self._damage(
-                    self._directory / "snapshots",
-                    f"the log says that there is a snapshot at {marker.index}, and there is none at or after it",
-                )
-            snapshot = marker
-        index, term = snapshot.index, snapshot.term
-        first_index = replay.last_index - len(replay.entries) + 1
-        if first_index > index + 1:
-            raise self._damage(
-                self._wal_directory, f"its first entry is {first_index}, and the newest snapshot is at {index}"
-            )
-        following = replay.entries[index + 1 - first_index :]
-        if first_index == index + 1:
-            # Entry s itself is gone. One that follows (s, t) has t's term or a later one; and one of such a term
-            # follows (s, t), since S is committed (Leader Completeness, paper 5.4).
-            agrees = not following or following[0].term >= term
-        else:
-            agrees = replay.last_index >= index and replay.entries[index - first_index].term == term
-        self.image.install(snapshot)
-        if agrees:
-            self.image.append(following)
-        else:
-            self._initialized().write([Write(snapshot=snapshot)])
-        hard_state = replay.hard_state
-        if term > hard_state.term:
-            # A term in which this peer has not voted: whoever sent the snapshot was in it.
-            hard_state = HardState(term, NO_NODE, hard_state.commit)
-        self.image.hard_state = hard_state._replace(commit=max(hard_state.commit, index))
 
     def _expect_durable(self, snapshot: SnapshotMetadata) -> None:
         newest = self._snapshots.newest
@@ -258,15 +209,3 @@ class DiskStorage(Storage):
         if self._wal is None:
             raise InternalError(f"{self._directory} was written to before it was initialized")
         return self._wal
-
-    def _damage(self, path: Path, what: str) -> CorruptionError:
-        advice = (
-            "restore the whole directory, or remove this peer from the cluster and let it join anew with an empty one"
-        )
-        return CorruptionError(f"{path} is damaged: {what}; {advice}", str(path), 0)
-
-
-def _seal(identity: Identity) -> bytes:
-    """What of the identity stands in each segment."""
-    fields = {name: dataclasses.asdict(identity)[name] for name in ("cluster_id", "node_id", "incarnation")}
-    return json.dumps(fields, separators=(",", ":")).encode()

@@ -98,6 +98,8 @@ class LogScan:
     """The number of the next frame."""
     previous: int = 0
     """The checksum of the last frame."""
+    entries: int = 0
+    """How many entries were read, those that later ones replace included."""
 
     def read_segment(self, path: Path, data: bytes, *, last: bool) -> None:
         """Take the whole content of the next segment. Raises CorruptionError."""
@@ -130,6 +132,7 @@ class LogScan:
                     raise ValueError("the segment does not say whose it is")
                 if isinstance(record, Entry):
                     segment.last_index = max(segment.last_index, record.index)
+                    self.entries += 1
                 self.replay.add(record)
         except ValueError as error:
             raise _damage(segment.path, self.offset, f"frame {self.sequence} does not fit: {error}") from error
@@ -185,5 +188,7 @@ def sync(file: File) -> None:
 
 
 def _damage(path: Path, offset: int, what: str) -> CorruptionError:
-    advice = "`replikv verify` explains it; remove this peer from the cluster and let it join anew with an empty disk"
+    advice = (
+        "`replikv verify` explains it; remove this peer from the cluster and let it join anew with an empty directory"
+    )
     return CorruptionError(f"{path} is damaged at byte {offset}: {what}. {advice}", str(path), offset)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replikv.errors import CorruptionError, StorageError
-from replikv.storage.base import StorageFullError
 from replikv.storage.filesystem import SECTOR_BYTES, TEMPORARY_SUFFIX, File, FileSystem
 
 __all__ = ["FRAMES_START", "Segment", "SegmentHead", "SegmentSupply", "segment_names"]
@@ -67,19 +66,22 @@ class SegmentHead(NamedTuple):
         """
         head = data[: _HEAD.size]
         if len(data) < FRAMES_START or (zlib.crc32(head),) != _CHECKSUM.unpack_from(data, _HEAD.size):
-            raise CorruptionError(f"{path}: the head of the segment is damaged (at byte 0)", str(path), 0)
+            raise CorruptionError(f"{path} is damaged at byte 0: its head is not sound", str(path), 0)
         magic, version, *fields = _HEAD.unpack(head)
         if magic != _MAGIC or version != FORMAT:
             raise StorageError(f"{path} is a segment of format {version}; this replikv reads {FORMAT}: upgrade it")
         found = cls(*fields)
         if found.name != path.name:
-            raise CorruptionError(f"{path} says in its head that its name is {found.name}", str(path), 0)
+            raise CorruptionError(
+                f"{path} is damaged at byte 0: its head says that its name is {found.name}", str(path), 0
+            )
         if found.length != len(data):
             place = min(found.length, len(data))
-            message = f"{path} has {len(data)} bytes and was made with {found.length}: it was cut or extended"
-            raise CorruptionError(message, str(path), place)
+            what = f"it has {len(data)} bytes and was made with {found.length}, so it was cut or extended"
+            raise CorruptionError(f"{path} is damaged at byte {place}: {what}", str(path), place)
         if data[_HEAD.size + _CHECKSUM.size : FRAMES_START].strip(b"\0"):
-            raise CorruptionError(f"{path}: bytes behind the head are damaged", str(path), _HEAD.size + _CHECKSUM.size)
+            place = _HEAD.size + _CHECKSUM.size
+            raise CorruptionError(f"{path} is damaged at byte {place}: zeros were here", str(path), place)
         return found
 
 
@@ -132,10 +134,7 @@ class SegmentSupply:
             self._discard(temporary, file)
             raise
         file.close()
-        try:
-            self._filesystem.sync_directory(self._directory)
-        except StorageFullError as error:
-            raise StorageError(f"{error}; a failed sync is not tried again: restart this peer") from error
+        self._filesystem.sync_directory(self._directory)
         return Segment(path, head), self._filesystem.open(path)
 
     def close(self) -> None:

@@ -16,15 +16,18 @@ from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.entries import SnapshotMetadata
-from replikv.storage.base import SnapshotWriter
+from replikv.storage.base import SnapshotWriter, StorageFullError
 from replikv.storage.chunkfile import ChunkFileReader, ChunkFileWriter, ChunkFormat
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem, remove_temporaries
 from replikv.storage.records import pack_snapshot, unpack_snapshot
 
-__all__ = ["Snapshotter"]
+__all__ = ["SnapshotReader", "Snapshotter", "snapshot_names"]
 
 _FORM: Final = ChunkFormat(
-    b"replikvS", 1, "snapshot", "remove this peer from the cluster and let it join anew with an empty disk"
+    b"replikvS",
+    1,
+    "snapshot",
+    "`replikv verify` explains it; remove this peer from the cluster and let it join anew with an empty directory",
 )
 _NAME: Final = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})\.snap")
 
@@ -44,7 +47,7 @@ class Snapshotter:
         self._newest: SnapshotMetadata | None = None
         paths = self._paths()
         if paths:
-            with contextlib.closing(_Reader(filesystem, paths[-1])) as reader:
+            with contextlib.closing(SnapshotReader(filesystem, paths[-1])) as reader:
                 self._newest = reader.metadata
 
     @property
@@ -64,7 +67,7 @@ class Snapshotter:
             if self._newest is None or self._newest.index < index:
                 newest = "there is none" if self._newest is None else f"the newest is at {self._newest.index}"
                 raise InternalError(f"no snapshot at or after {index} in {self._directory}: {newest}")
-            reader = _Reader(self._filesystem, self._directory / _name(self._newest))
+            reader = SnapshotReader(self._filesystem, self._directory / _name(self._newest))
         with contextlib.closing(reader):
             yield reader.metadata, reader.chunks()
 
@@ -73,7 +76,7 @@ class Snapshotter:
         with self._lock:
             paths = self._paths()
             for path in paths:
-                if _index(path) > index:
+                if _index(path.name) > index:
                     self._filesystem.unlink(path)
             self._filesystem.sync_directory(self._directory)
             if self._newest is not None and self._newest.index > index:
@@ -86,12 +89,13 @@ class Snapshotter:
             if self._newest is None or metadata.index >= self._newest.index:
                 self._newest = metadata
             for path in self._paths()[: -self._kept]:
-                self._filesystem.unlink(path)
+                # Where removing needs room that is not there, the next one removes it: this one is durable already.
+                with contextlib.suppress(StorageFullError):
+                    self._filesystem.unlink(path)
 
     def _paths(self) -> list[Path]:
         """The snapshot files, the newest last."""
-        names = self._filesystem.list_directory(self._directory)
-        return sorted((self._directory / name for name in names if _NAME.fullmatch(name)), key=_index)
+        return [self._directory / name for name in snapshot_names(self._filesystem.list_directory(self._directory))]
 
 
 class _Writer(SnapshotWriter):
@@ -114,7 +118,9 @@ class _Writer(SnapshotWriter):
         self._file.discard()  # the next start removes it if this fails
 
 
-class _Reader:
+class SnapshotReader:
+    """Reads one snapshot file. Raises CorruptionError, StorageError for a newer format."""
+
     def __init__(self, filesystem: FileSystem, path: Path) -> None:
         self._file = ChunkFileReader(filesystem.open(path), path, _FORM)
         try:
@@ -126,17 +132,24 @@ class _Reader:
             raise
 
     def close(self) -> None:
+        """Harmless when repeated."""
         self._file.close()
 
     def chunks(self) -> Iterator[bytes]:
+        """The chunks, each checked."""
         return self._file.chunks()
+
+
+def snapshot_names(names: list[str]) -> list[str]:
+    """Those that are snapshots, the newest last."""
+    return sorted((name for name in names if _NAME.fullmatch(name)), key=_index)
 
 
 def _name(metadata: SnapshotMetadata) -> str:
     return f"{metadata.term:016x}-{metadata.index:016x}.snap"
 
 
-def _index(path: Path) -> int:
-    match = _NAME.fullmatch(path.name)
+def _index(name: str) -> int:
+    match = _NAME.fullmatch(name)
     assert match is not None
     return int(match[2], 16)

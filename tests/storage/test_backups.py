@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
+from random import Random
 
 import pytest
-from faulty_filesystem import CrashError, FaultyFileSystem, broken, crash, no_room
 
 from replikv.errors import ConfigurationError, CorruptionError, StorageError
 from replikv.storage import backups
 from replikv.storage.backups import Backup, BackupReader, BackupWriter
 from replikv.storage.base import StorageFullError
-from replikv.storage.filesystem import FileSystem
+from replikv.storage.filesystem import FileSystem, OsFileSystem
+from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
 
 GOLDEN = Path(__file__).parent / "golden" / "format-1.backup"
 BACKUP = Backup("cluster", "a", datetime(2024, 2, 29, 12, 30, tzinfo=UTC), 7, 2, machine=True)
+PATH = Path("/backups/backup")
 CHUNKS = [b"first chunk", b"", b"second chunk" * 10]
 
 
 def write(path: Path, filesystem: FileSystem | None = None) -> None:
-    writer = BackupWriter(filesystem or FaultyFileSystem(), path, BACKUP)
+    writer = BackupWriter(filesystem or OsFileSystem(), path, BACKUP)
     try:
         writer.write(CHUNKS[:2])
         writer.write(CHUNKS[2:])
@@ -81,7 +84,7 @@ def test_every_length_counts(tmp_path: Path) -> None:
 def test_two_chunks_that_changed_places(tmp_path: Path) -> None:
     """Their checksums are chained, and the digest knows the order."""
     other = tmp_path / "other"
-    writer = BackupWriter(FaultyFileSystem(), other, BACKUP)
+    writer = BackupWriter(OsFileSystem(), other, BACKUP)
     writer.write(CHUNKS[::-1])
     writer.commit()
     path = tmp_path / "backup"
@@ -91,57 +94,54 @@ def test_two_chunks_that_changed_places(tmp_path: Path) -> None:
         read(path)
 
 
-def test_durable_before_it_is_visible(tmp_path: Path) -> None:
+def test_durable_before_it_is_visible() -> None:
     """Synced, renamed, directory synced; under a name of its own until then."""
-    filesystem = FaultyFileSystem()
-    write(tmp_path / "backup", filesystem)
-    steps = [call for call in filesystem.calls if call[0] != "pwrite"]
+    disk = SimulatedDisk(Random(0), files={PATH.with_name("other"): b""})
+    write(PATH, disk)
+    steps = [call for call in disk.calls if call[0] != "pwrite"]
     assert ["create", "fsync", "rename", "sync_directory"] == [operation for operation, _ in steps]
     assert steps[0][1].startswith("backup.")
     assert steps[0][1].endswith(".tmp")
-    assert ["backup"] == [path.name for path in tmp_path.iterdir()]
+    assert {"backup", "other"} == set(disk.list_directory(PATH.parent))
 
 
 @pytest.mark.parametrize("before", [b"the one before", None])
 @pytest.mark.parametrize(
     ("operation", "after", "error"),
     [
-        ("pwrite", 0, no_room),
-        ("pwrite", 2, no_room),
-        ("pwrite", 4, broken),
-        ("fsync", 0, broken),
-        ("rename", 0, broken),
+        ("pwrite", 0, errno.ENOSPC),
+        ("pwrite", 2, errno.ENOSPC),
+        ("pwrite", 4, errno.EIO),
+        ("fsync", 0, errno.EIO),
+        ("rename", 0, errno.EIO),
     ],
 )
-def test_one_that_fails_leaves_nothing(
-    tmp_path: Path, operation: str, after: int, error: type[Exception], before: bytes | None
-) -> None:
+def test_one_that_fails_leaves_nothing(operation: str, after: int, error: int, before: bytes | None) -> None:
     """And what had the name before keeps it."""
-    path = tmp_path / "backup"
-    if before is not None:
-        path.write_bytes(before)
-    filesystem = FaultyFileSystem()
-    filesystem.fault(operation, "*", error, after=after)
-    with pytest.raises(StorageFullError if error is no_room else StorageError):
-        write(path, filesystem)
-    assert ([path] if before else []) == list(tmp_path.iterdir())
-    assert before is None or before == path.read_bytes()
+    files = {PATH.with_name("other"): b""} | ({} if before is None else {PATH: before})
+    disk = SimulatedDisk(Random(0), files=files)
+    disk.fail(error, operation, after=after)
+    with pytest.raises(StorageFullError if error == errno.ENOSPC else StorageError):
+        write(PATH, disk)
+    assert files == disk.files()
 
 
 def test_a_crash_leaves_the_one_before(tmp_path: Path) -> None:
-    """At whichever call: under the final name there is the old one, or the new one, whole."""
-    path = tmp_path / "backup"
-    path.write_bytes(b"old")
-    counted = FaultyFileSystem()
-    write(tmp_path / "other", counted)
+    """At whichever call, and whatever the disk keeps: the final name has the old one, or the new one, whole."""
+    counted = SimulatedDisk(Random(0), files={PATH: b"old"})
+    write(PATH, counted)
+    found = set()
     for after in range(len(counted.calls)):
-        filesystem = FaultyFileSystem()
-        filesystem.fault("*", "*", crash, after=after)
-        with pytest.raises(CrashError):
-            write(path, filesystem)
-        if path.read_bytes() != b"old":
-            assert (BACKUP, CHUNKS) == read(path)
-            path.write_bytes(b"old")
+        for seed in range(10):
+            disk = SimulatedDisk(Random(f"{seed}/{after}"), files={PATH: b"old"})
+            disk.stop(after=after)
+            with pytest.raises(PowerCut):
+                write(PATH, disk)
+            disk.crash()
+            found.add(disk.read(PATH))
+    assert found == {b"old", counted.read(PATH)}
+    (tmp_path / "backup").write_bytes(counted.read(PATH))
+    assert (BACKUP, CHUNKS) == read(tmp_path / "backup")
 
 
 def test_a_directory_that_is_there_or_is_not(tmp_path: Path) -> None:

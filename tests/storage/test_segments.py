@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import threading
 import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
-from faulty_filesystem import FaultyFileSystem, no_room
 
 from replikv.errors import StorageError
 from replikv.storage.base import StorageFullError
 from replikv.storage.filesystem import FileSystem, OsFileSystem
 from replikv.storage.segments import SegmentHead, SegmentSupply, segment_names
+from replikv.testing.simulated_disk import SimulatedDisk
 
 HEAD = SegmentHead(sequence=3, first_index=17, length=0, frame_sequence=9, previous=0xABCD)
 THREAD = "replikv-wal-segment"
@@ -57,19 +59,27 @@ def test_head_of_a_newer_format_says_so(tmp_path: Path) -> None:
         SegmentHead.decode(segment.path, bytes(data))
 
 
-def test_prepared_segment_is_filled_in_steps_and_only_once(tmp_path: Path) -> None:
+@pytest.fixture
+def disk(tmp_path: Path) -> SimulatedDisk:
+    """With a directory, and nothing in it."""
+    disk = SimulatedDisk(Random(0))
+    disk.make_directory(tmp_path)
+    disk.calls.clear()
+    return disk
+
+
+def test_prepared_segment_is_filled_in_steps_and_only_once(tmp_path: Path, disk: SimulatedDisk) -> None:
     """A sync of the log never queues behind all of it; what was prepared is what is taken."""
-    filesystem = FaultyFileSystem()
-    segments = supply(tmp_path, filesystem)
+    segments = supply(tmp_path, disk)
     for _ in range(3):
         segments.prepare()
         wait_for_threads()
     made = [("create", "segment-1.tmp"), ("pwrite", "segment-1.tmp"), ("fdatasync", "segment-1.tmp")]
-    assert made == filesystem.calls
+    assert made == disk.calls
     segment, file = segments.take(HEAD, 512)
     file.close()
-    assert [segment.path] == list(tmp_path.iterdir())
-    assert ("create", "segment-2.tmp") not in filesystem.calls
+    assert {segment.path} == disk.files().keys()
+    assert ("create", "segment-2.tmp") not in disk.calls
     segments.close()
 
 
@@ -88,16 +98,15 @@ def test_prepared_segment_waits_where_a_larger_one_is_needed(tmp_path: Path) -> 
     assert sorted(path.name for path in tmp_path.iterdir()) == [segment.head.name, next_one.head.name]
 
 
-def test_failure_to_prepare_shows_when_the_segment_is_needed(tmp_path: Path) -> None:
+def test_failure_to_prepare_shows_when_the_segment_is_needed(tmp_path: Path, disk: SimulatedDisk) -> None:
     """Not before: nothing is lost by it. Then it is tried once more, in the caller's thread."""
-    filesystem = FaultyFileSystem()
-    segments = supply(tmp_path, filesystem)
-    filesystem.fault("pwrite", "*.tmp", no_room)
+    segments = supply(tmp_path, disk)
+    disk.fail(errno.ENOSPC, "pwrite", "*.tmp")
     segments.prepare()
     wait_for_threads()
     with pytest.raises(StorageFullError):
         segments.take(HEAD, 512)
-    filesystem.heal()
+    disk.heal()
     _, file = segments.take(HEAD, 512)
     file.close()
     segments.close()
@@ -112,10 +121,9 @@ def test_close_leaves_neither_thread_nor_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_without_ahead_there_is_no_thread(tmp_path: Path) -> None:
+def test_without_ahead_there_is_no_thread(tmp_path: Path, disk: SimulatedDisk) -> None:
     """A simulated disk wants one order of calls."""
-    filesystem = FaultyFileSystem()
-    segments = supply(tmp_path, filesystem, ahead=False)
+    segments = supply(tmp_path, disk, ahead=False)
     segments.prepare()
-    assert filesystem.calls == []
+    assert disk.calls == []
     segments.close()

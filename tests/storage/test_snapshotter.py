@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import struct
 import zlib
 from pathlib import Path
+from random import Random
 
 import pytest
-from faulty_filesystem import FaultyFileSystem, broken, no_room
 
 from replikv.errors import CorruptionError, InternalError, StorageError
 from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.storage.base import StorageFullError
 from replikv.storage.chunkfile import SYNC_BYTES
-from replikv.storage.filesystem import FileSystem
 from replikv.storage.snapshotter import Snapshotter
+from replikv.testing.simulated_disk import SimulatedDisk
 
+DIRECTORY = Path("/snapshots")
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
 
 
@@ -24,8 +26,21 @@ def at(index: int, term: int = 1) -> SnapshotMetadata:
     return SnapshotMetadata(index, term, MEMBERSHIP)
 
 
-def snapshotter(directory: Path, filesystem: FileSystem | None = None, kept: int = 2) -> Snapshotter:
-    return Snapshotter(filesystem or FaultyFileSystem(), directory, kept=kept)
+@pytest.fixture
+def disk() -> SimulatedDisk:
+    """With a directory, and nothing in it."""
+    disk = SimulatedDisk(Random(0))
+    disk.make_directory(DIRECTORY)
+    return disk
+
+
+def snapshotter(disk: SimulatedDisk, kept: int = 2) -> Snapshotter:
+    return Snapshotter(disk, DIRECTORY, kept=kept)
+
+
+def only_file(disk: SimulatedDisk) -> tuple[Path, bytes]:
+    ((path, data),) = disk.files().items()
+    return path, data
 
 
 def take(snapshots: Snapshotter, metadata: SnapshotMetadata, *chunks: bytes) -> None:
@@ -43,145 +58,140 @@ def read(snapshots: Snapshotter, index: int = 0) -> tuple[SnapshotMetadata, list
         return metadata, list(chunks)
 
 
-def test_snapshot_survives_a_restart(tmp_path: Path) -> None:
+def test_snapshot_survives_a_restart(disk: SimulatedDisk) -> None:
     """Under a name of its term and index."""
-    take(snapshotter(tmp_path), at(255, 3), b"one", b"", b"two")
-    assert [path.name for path in tmp_path.iterdir()] == ["0000000000000003-00000000000000ff.snap"]
-    assert (at(255, 3), [b"one", b"", b"two"]) == read(snapshotter(tmp_path))
+    take(snapshotter(disk), at(255, 3), b"one", b"", b"two")
+    assert disk.list_directory(DIRECTORY) == ["0000000000000003-00000000000000ff.snap"]
+    assert (at(255, 3), [b"one", b"", b"two"]) == read(snapshotter(disk))
 
 
-def test_newest_are_kept(tmp_path: Path) -> None:
+def test_newest_are_kept(disk: SimulatedDisk) -> None:
     """As many as asked for, by index."""
-    snapshots = snapshotter(tmp_path, kept=2)
+    snapshots = snapshotter(disk, kept=2)
     for index, term in ((1, 9), (5, 1), (3, 1), (7, 1)):
         take(snapshots, at(index, term))
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+    assert disk.list_directory(DIRECTORY) == [
         f"{1:016x}-{5:016x}.snap",
         f"{1:016x}-{7:016x}.snap",
     ]
-    assert snapshots.newest == at(7) == snapshotter(tmp_path).newest
+    assert snapshots.newest == at(7) == snapshotter(disk).newest
 
 
-def test_durable_before_it_is_visible(tmp_path: Path) -> None:
+def test_durable_before_it_is_visible(disk: SimulatedDisk) -> None:
     """Synced, renamed, directory synced; and synced in steps, so that no sync of the log waits behind all of it."""
-    filesystem = FaultyFileSystem()
-    snapshots = snapshotter(tmp_path, filesystem)
-    filesystem.calls.clear()
+    snapshots = snapshotter(disk)
+    disk.calls.clear()
     take(snapshots, at(1), *[bytes(SYNC_BYTES // 4)] * 9)
     name = f"{1:016x}-{1:016x}.snap"
     temporary = f"{name}.1.tmp"
-    steps = [call for call in filesystem.calls if call[0] != "pwrite"]
+    steps = [call for call in disk.calls if call[0] not in ("pwrite", "list_directory")]
     assert [
         ("create", temporary),
         ("fdatasync", temporary),
         ("fdatasync", temporary),
         ("fsync", temporary),
         ("rename", name),
-        ("sync_directory", tmp_path.name),
+        ("sync_directory", DIRECTORY.name),
     ] == steps
 
 
-def test_no_room_for_a_snapshot(tmp_path: Path) -> None:
+def test_no_room_for_a_snapshot(disk: SimulatedDisk) -> None:
     """What there was stays; nothing of the new one does, and it may be tried again."""
-    filesystem = FaultyFileSystem()
-    snapshots = snapshotter(tmp_path, filesystem)
+    snapshots = snapshotter(disk)
     take(snapshots, at(1), b"old")
     for after in range(3):
-        filesystem.fault("pwrite", "*", no_room, after=after)
+        disk.fail(errno.ENOSPC, "pwrite", "*", after=after)
         with pytest.raises(StorageFullError):
             take(snapshots, at(2), b"new")
-        filesystem.heal()
-        assert len(list(tmp_path.iterdir())) == 1
+        disk.heal()
+        assert len(list(disk.files())) == 1
     assert (at(1), [b"old"]) == read(snapshots)
     take(snapshots, at(2), b"new")
     assert (at(2), [b"new"]) == read(snapshots)
 
 
 @pytest.mark.parametrize(("operation", "pattern"), [("fsync", "*"), ("rename", "*"), ("sync_directory", "*")])
-def test_snapshot_that_is_not_durable_does_not_count(tmp_path: Path, operation: str, pattern: str) -> None:
+def test_snapshot_that_is_not_durable_does_not_count(disk: SimulatedDisk, operation: str, pattern: str) -> None:
     """It is not the newest, whatever its name is by then."""
-    filesystem = FaultyFileSystem()
-    snapshots = snapshotter(tmp_path, filesystem)
-    filesystem.fault(operation, pattern, broken)
+    snapshots = snapshotter(disk)
+    disk.fail(errno.EIO, operation, pattern)
     with pytest.raises(StorageError):
         take(snapshots, at(2), b"new")
     assert snapshots.newest is None
 
 
-def test_writer_is_done_after_its_end(tmp_path: Path) -> None:
+def test_writer_is_done_after_its_end(disk: SimulatedDisk) -> None:
     """Nothing is written to a file that is somebody else's by now."""
-    snapshots = snapshotter(tmp_path)
+    snapshots = snapshotter(disk)
     writer = snapshots.create(at(1))
     writer.commit()
     with pytest.raises(InternalError):
         writer.write(b"late")
 
 
-def test_any_byte_changed_is_damage(tmp_path: Path) -> None:
+def test_any_byte_changed_is_damage(disk: SimulatedDisk) -> None:
     """With the file, and an offset at or before it: a snapshot was synced before it had its name, it is never torn."""
-    take(snapshotter(tmp_path), at(1), b"first chunk", b"second chunk")
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
+    take(snapshotter(disk), at(1), b"first chunk", b"second chunk")
+    path, whole = only_file(disk)
     for position in range(len(whole)):
-        path.write_bytes(whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
+        disk.put(path, whole[:position] + bytes([whole[position] ^ 1 << position % 8]) + whole[position + 1 :])
         with pytest.raises(CorruptionError) as caught:
-            read(snapshotter(tmp_path))
+            read(snapshotter(disk))
         assert str(path) == caught.value.file
         assert caught.value.offset <= position
 
 
-def test_any_other_length_is_damage(tmp_path: Path) -> None:
+def test_any_other_length_is_damage(disk: SimulatedDisk) -> None:
     """Cut anywhere, or with something behind its trailer."""
-    take(snapshotter(tmp_path), at(1), b"first chunk", b"second chunk")
-    (path,) = tmp_path.iterdir()
-    whole = path.read_bytes()
+    take(snapshotter(disk), at(1), b"first chunk", b"second chunk")
+    path, whole = only_file(disk)
     for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+        disk.put(path, whole[:length])
         with pytest.raises(CorruptionError):
-            read(snapshotter(tmp_path))
-    path.write_bytes(whole + b"\0")
+            read(snapshotter(disk))
+    disk.put(path, whole + b"\0")
     with pytest.raises(CorruptionError):
-        read(snapshotter(tmp_path))
+        read(snapshotter(disk))
 
 
-def test_chunks_before_the_damage_are_given(tmp_path: Path) -> None:
+def test_chunks_before_the_damage_are_given(disk: SimulatedDisk) -> None:
     """Each is checked as it is read: none that is wrong is ever given out."""
-    take(snapshotter(tmp_path), at(1), b"first chunk", b"second chunk")
-    (path,) = tmp_path.iterdir()
-    path.write_bytes(path.read_bytes().replace(b"second", b"sec0nd"))
-    with snapshotter(tmp_path).open(1) as (_, chunks):
+    take(snapshotter(disk), at(1), b"first chunk", b"second chunk")
+    path, whole = only_file(disk)
+    disk.put(path, whole.replace(b"second", b"sec0nd"))
+    with snapshotter(disk).open(1) as (_, chunks):
         assert next(chunks) == b"first chunk"
         with pytest.raises(CorruptionError):
             next(chunks)
 
 
-def test_snapshot_under_another_name_is_damage(tmp_path: Path) -> None:
+def test_snapshot_under_another_name_is_damage(disk: SimulatedDisk) -> None:
     """The name must be what the head says."""
-    take(snapshotter(tmp_path), at(1))
-    (path,) = tmp_path.iterdir()
-    path.rename(tmp_path / f"{1:016x}-{9:016x}.snap")
+    take(snapshotter(disk), at(1))
+    path, _ = only_file(disk)
+    disk.rename(path, DIRECTORY / f"{1:016x}-{9:016x}.snap")
     with pytest.raises(CorruptionError):
-        snapshotter(tmp_path)
+        snapshotter(disk)
 
 
-def test_snapshot_of_a_newer_format_says_so(tmp_path: Path) -> None:
+def test_snapshot_of_a_newer_format_says_so(disk: SimulatedDisk) -> None:
     """It is not called damage."""
-    take(snapshotter(tmp_path), at(1))
-    (path,) = tmp_path.iterdir()
-    data = bytearray(path.read_bytes())
+    take(snapshotter(disk), at(1))
+    path, whole = only_file(disk)
+    data = bytearray(whole)
     data[8:12] = struct.pack(">I", 2)
     end = 16 + struct.unpack_from(">I", data, 12)[0]
     data[end : end + 4] = struct.pack(">I", zlib.crc32(data[:end]))
-    path.write_bytes(data)
+    disk.put(path, bytes(data))
     with pytest.raises(StorageError, match="format 2"):
-        snapshotter(tmp_path)
+        snapshotter(disk)
 
 
-def test_half_a_snapshot_is_removed_at_the_start(tmp_path: Path) -> None:
-    """What a crash has left unfinished has no claim to anything."""
-    writer = snapshotter(tmp_path).create(at(1))
+def test_half_a_snapshot_is_removed_at_the_start(disk: SimulatedDisk) -> None:
+    """What a crash has left unfinished has no claim to anything, and is never gone on with (logcabin#174)."""
+    writer = snapshotter(disk).create(at(1))
     writer.write(b"half")
-    assert len(list(tmp_path.iterdir())) == 1
-    assert snapshotter(tmp_path).newest is None
-    assert list(tmp_path.iterdir()) == []
+    assert len(list(disk.files())) == 1
+    assert snapshotter(disk).newest is None
+    assert list(disk.files()) == []
     writer.abort()
