@@ -239,8 +239,8 @@ class Run:
     def settle(self, expected: Sequence[State]) -> None:
         """Take up what a start finds now: what was acknowledged, and of the step that was not, all or nothing.
 
-        And once it was found, it stays: somebody may have been told. The peer says what it knows again, in a short write
-        that need not be like the one that was interrupted.
+        And once it was found, it stays: somebody may have been told. The peer says what it knows again, in a short
+        write that need not be like the one that was interrupted.
         """
         found = recover(self.disk)
         assert found in expected[self.done : self.begun + 1]
