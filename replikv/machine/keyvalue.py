@@ -97,7 +97,7 @@ class KeyValue(StateMachine):
                 if (
                     lease
                     or keyspace.state_bytes + len(data) + KEY_BYTES > limits.state_bytes
-                    or len(keyspace) >= limits.keys
+                    or keyspace.key_count >= limits.keys
                 ):
                     return _pack_number(0, self._commit(((key, value, lease),)))
                 return _pack_number(0, keyspace.put(key, value, 0))
