@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import socket
-import ssl
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from replikv.errors import ConfigurationError, InternalError
+from replikv.errors import InternalError
 from replikv.settings import Settings
 from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.addresses import parse_address
@@ -89,15 +88,6 @@ async def wait_closed(stream: trio.SocketStream) -> bytes:
         while data := await stream.receive_some():
             said += data
     return said
-
-
-@pytest.mark.parametrize(
-    "arguments", [{"secret": "s"}, {"secret": b""}, {"tls": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}]
-)
-def test_authentication_is_never_ignored(arguments: dict[str, Any]) -> None:
-    """Asking for a secret or TLS, which this release does not have, raises rather than runs without."""
-    with pytest.raises(ConfigurationError, match="not available in this release"):
-        TcpTransport(**arguments)
 
 
 # -- strangers ---------------------------------------------------------------------------------------------------------
