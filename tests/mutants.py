@@ -99,7 +99,7 @@ def attack(
     seconds_max: float = 0.5,
     bytes_max: int = 8 * 1024 * 1024,
 ) -> None:
-    """Have the target take so many inputs, each within bounds of processor time and of memory. What it raises, raises."""
+    """Have the target take so many inputs, each within bounds of processor time and of memory."""
     tracemalloc.start()
     try:
         for _ in range(count):

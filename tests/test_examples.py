@@ -32,6 +32,12 @@ EXPECTED = {
         r"members: \{'d': 'voter', 'e': 'voter', 'f': 'voter'\}",
         r"the work has gone on all the time",
     ],
+    "secure_cluster.py": [
+        r"b reads True over (TLS|sealed frames)",
+        r"a stranger without credentials was refused: .*configure both alike",
+        r"a stranger with a certificate that was stolen was refused: .*",
+        r"members: \['a', 'b', 'c'\]",
+    ],
     "shared_config.py": [
         r"a: workers is now 8",
         r"b: workers is now 8",

@@ -235,15 +235,11 @@ def appending(record: bytes) -> bytes:
 FRAMES += [FRAMES[13][:25] + record for record in RECORDS]
 FRAMES += map(appending, RECORDS)
 REQUESTS = [
-    *map(
-        encode_request,
-        (
-            ChangeRequest(CHANGE.changes, forced=True),
-            JoinRequest("d", "i-d", "10.0.0.4:7001", "c", {"zone": "z"}),
-            CompareRequest("c"),
-        ),
-    ),
-    *map(encode_answer, (Accepted(9, "c"), Denied(Denial.LATER, "later"))),
+    encode_request(ChangeRequest(CHANGE.changes, forced=True)),
+    encode_request(JoinRequest("d", "i-d", "10.0.0.4:7001", "c", {"zone": "z"})),
+    encode_request(CompareRequest("c")),
+    encode_answer(Accepted(9, "c")),
+    encode_answer(Denied(Denial.LATER, "later")),
     *(bytes([kind]) + bomb for kind in (65, 66) for bomb in BOMBS),
 ]
 

@@ -259,7 +259,8 @@ def _check_change(data: bytes) -> None:
 def _check_membership(membership: Membership) -> None:
     """Raises ValueError, TypeError, AttributeError for one that no leader can have."""
     _check_words(*membership.ids, *membership.members)
-    if type(membership.auto_leave) is not bool or not membership.ids <= membership.members.keys():
+    auto_leave: object = membership.auto_leave
+    if type(auto_leave) is not bool or not membership.ids <= membership.members.keys():
         raise ValueError("a membership with a member that it does not know")
     if membership.voters & membership.learners or not membership.learners_next <= membership.outgoing:
         raise ValueError("a membership in which somebody is two things")

@@ -16,7 +16,7 @@ import trio
 from replikv.errors import InternalError
 from replikv.transport.authentication import SealedFrameDecoder, Sealer
 from replikv.transport.base import Channel, Hello
-from replikv.transport.handshake import HANDSHAKE_BYTES_MAX, Handshake
+from replikv.transport.handshake import HANDSHAKE_BYTES_MAX, MAGIC, REFUSAL_WITHOUT_TLS, Handshake
 from replikv.transport.tls import TlsSession
 from replikv.transport.wire import (
     HEADER_BYTES,
@@ -38,6 +38,9 @@ threshold (128 KiB) that is two system calls and page faults, 30 microseconds fo
 
 TLS_RECORDS: Final = (b"\x15\x03", b"\x16\x03")
 """How an alert and a handshake of TLS begin: as frames they would be far over the limit."""
+
+TLS_ALERT: Final = b"\x15\x03\x01\x00\x02\x02\x46"
+"""Fatal: protocol_version (RFC 8446, section 6). What those understand who begin with TLS where there is none."""
 
 
 class ConnectionLostError(PeerConnectionError):
@@ -133,6 +136,9 @@ class Connection:
             data = await self._receive_raw(RECEIVE_BYTES_MAX)
             if not data:
                 raise ConnectionLostError("the other side hung up during the TLS handshake")
+            if data.startswith(MAGIC, HEADER_BYTES):
+                await self.send(REFUSAL_WITHOUT_TLS)
+                raise UnauthenticatedError("the other side speaks no TLS, and this one does: configure both alike")
             fault = session.shake_hands(data)
         self._tls = session
         self._plain = session.decrypt(b"") or b""  # what came in the packet of its last words
@@ -157,7 +163,9 @@ class Connection:
                 return handshake.theirs
             header = await self._receive_exactly(HEADER_BYTES)
             if header.startswith(TLS_RECORDS):
-                raise ProtocolError("the other side speaks TLS, and this one does not: configure both alike")
+                if self._tls is None:
+                    await self.send(TLS_ALERT)
+                raise UnauthenticatedError("the other side speaks TLS, and this one does not: configure both alike")
             outgoing = handshake.receive(await self._receive_exactly(frame_length(header, HANDSHAKE_BYTES_MAX)))
 
     def objection(self, hello: Hello) -> str | None:

@@ -43,6 +43,7 @@ __all__ = [
     "FRAMES",
     "HANDSHAKE_BYTES_MAX",
     "MAGIC",
+    "REFUSAL_WITHOUT_TLS",
     "Handshake",
     "Initiator",
     "Responder",
@@ -179,6 +180,13 @@ def _reason(fields: dict[str, Any]) -> str:
     """The other side's sentence, fit for a log: bounded, and without control characters."""
     text = _field(fields, "reason", str)[:REASON_CHARACTERS_MAX]
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+REFUSAL_WITHOUT_TLS: Final = _encode(
+    "refusal",
+    {"reason": "this peer speaks TLS, and the one that dialed it does not: configure both alike", "auth": "tls"},
+)
+"""The answer, in the clear, to a hello where TLS was to come first."""
 
 
 # -- the handshake -----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Known bug 25: votes and acknowledgements of those that are no voters count for nothing, and a leader votes for nobody."""
+"""What non-members say counts for nothing: neither votes nor acknowledgements. And a leader votes for nobody."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from typing import Any
@@ -318,11 +319,13 @@ def test_another_purpose_on_the_way(asked: str, heard: str) -> None:
 @pytest.mark.parametrize("nonce", [b"", bytes(31), bytes(33)])
 def test_a_nonce_of_another_length(nonce: bytes) -> None:
     """A side that contributes nothing, or something else, is cut off."""
-    for at in (0, 1):
-        with pytest.raises(ProtocolError, match="a nonce of"):
-            carry(
-                dialer(), accepter(), lambda number, body, at=at: changed(body, nonce=nonce) if number == at else body
-            )
+    (hello,) = bodies(dialer().start())
+    with pytest.raises(ProtocolError, match="a nonce of"):
+        accepter().receive(changed(hello, nonce=nonce))
+    victim = dialer(admit=never)
+    (hello,) = bodies(victim.start())
+    with pytest.raises(ProtocolError, match="a nonce of"):
+        victim.receive(changed(hello, kind="challenge", node_id="b", nonce=nonce))
 
 
 def test_downgrade() -> None:
@@ -354,10 +357,8 @@ def test_one_changed_byte_anywhere(data: st.DataObject) -> None:
         return bytes(flipped)
 
     one, other = dialer(), accepter()
-    try:
+    with contextlib.suppress(ProtocolError):
         carry(one, other, change)
-    except ProtocolError:
-        pass
     assert not one.established
 
 
@@ -405,11 +406,9 @@ def test_a_changed_byte_breaks_a_seal(frames: list[bytes], position: int, flip: 
     position %= len(stream)
     stream[position] ^= flip
     decoder, decoded = SealedFrameDecoder(40, KEY), list[bytes]()
-    try:
+    with contextlib.suppress(ProtocolError):
         for byte in stream:
             decoded += decoder.feed(bytes([byte]))
-    except ProtocolError:
-        pass
     assert decoded == frames[: len(decoded)]
     assert len(decoded) < len(frames)
 
@@ -422,8 +421,7 @@ def test_frames_that_are_repeated_left_out_or_moved(order: list[int]) -> None:
     sealer, decoder = Sealer(KEY), SealedFrameDecoder(40, KEY)
     sealed = [sealer.encode([b"same"]) for _ in range(3)]
     with pytest.raises(ProtocolError, match="seal is broken"):
-        for number in order:
-            decoder.feed(sealed[number])
+        decoder.feed(b"".join(sealed[number] for number in order))
 
 
 def test_frames_of_the_other_direction() -> None:

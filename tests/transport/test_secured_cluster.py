@@ -92,7 +92,7 @@ async def test_who_may_not_join_is_told_so(kind: str, given: dict[str, Any]) -> 
     """A newcomer with the wrong credentials ends at once with AuthenticationError; the cluster goes on as before."""
     async with three(kind) as peers:
         await peers[0].store.put("key", 1)
-        with pytest.raises(AuthenticationError, match="no call to .*(secret|authenticates|certificate)"):
+        with pytest.raises(AuthenticationError, match=r"no call to .*(secret|authenticates|certificate)"):
             async with joining(peers[0], **given):
                 pass
         await peers[1].store.put("key", 2)
@@ -125,6 +125,6 @@ async def test_a_member_with_the_wrong_secret_is_named() -> None:
             ]
             await peers[0].store.put("key", 1)
             for peer, sentence in ((peers[0], "a and c do not know the same secret"), (peers[2], "c and a do not")):
-                while not any(sentence in line for line in peer.doctor()):
+                while not any(sentence in line for line in peer.doctor()):  # noqa: ASYNC110 # it tells nobody
                     await trio.sleep(0.02)
             assert "key" not in peers[2].store

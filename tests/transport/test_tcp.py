@@ -97,14 +97,13 @@ async def wait_closed(stream: trio.SocketStream) -> bytes:
     "said",
     [
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\xff" * 100_000,
         struct.pack(">I", 4097),
         encode_frames([b""]),
         encode_frames([b"replikv\n\xa0"]),
         encode_frames([b"replikv\n" + b"\x9f" * 4000]),
     ],
-    ids=["http", "tls", "ones", "too long", "empty", "empty map", "deep"],
+    ids=["http", "ones", "too long", "empty", "empty map", "deep"],
 )
 async def test_garbage_is_hung_up_on(said: bytes) -> None:
     """Whoever does not speak the protocol is cut off without a word, and peers go on being served."""
@@ -116,6 +115,13 @@ async def test_garbage_is_hung_up_on(said: bytes) -> None:
         async with await dial_admitted(address) as stream:
             await stream.send_all(encode_frames([b"frame"]))
             assert [b"frame"] == await receiver.wait_frames(1)
+
+
+async def test_tls_where_there_is_none() -> None:
+    """Whoever begins with TLS is told so as TLS says it."""
+    async with serving() as (_, _, address), await dial(address) as stream:
+        await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        assert b"\x15\x03\x01\x00\x02\x02\x46" == await wait_closed(stream)
 
 
 async def test_a_handshake_may_drip() -> None:

@@ -1,4 +1,4 @@
-"""Secrets and TLS over real loopback sockets: credentials that are right, wrong, expired, missing, and bytes that change."""
+"""Secrets and TLS over real sockets: credentials that are right, wrong, expired, missing, and bytes that change."""
 
 from __future__ import annotations
 
@@ -157,12 +157,11 @@ async def test_wrong_expired_and_missing_credentials(name: str) -> None:
     ids=["plain to TLS", "TLS to plain", "secret to TLS", "TLS to secret"],
 )
 async def test_tls_on_one_side_only(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Nothing comes of it, within the timeout, and in words."""
+    """Nothing comes of it, and the dialer is told so in words that it understands."""
     async with serving("a", **ours) as (a, _, _), serving("b", **theirs) as (_, other, address):
-        with pytest.raises(OSError, match=r"speaks TLS|hung up|reset|no TLS") as caught:
+        with pytest.raises(AuthenticationError, match=f"no call to {address}: .*(speaks TLS|not accept .* our TLS)"):
             await a.call(address, STRANGER, SETTINGS)
-        assert address in str(caught.value)
-        assert ([], []) == (other.hellos, other.strangers)
+        assert ([], [], []) == (other.hellos, other.strangers, other.events)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ async def test_right_credentials(credentials: dict[str, Any]) -> None:
 
 async def test_names_in_certificates() -> None:
     """With tls_names a certificate is good for its node id only, in both directions and for calls."""
-    strict = {"tls_names": True}
+    strict: dict[str, Any] = {"tls_names": True}
     async with (
         serving("a", tls=contexts("a", "also-a"), **strict) as (a, receiver, a_address),
         serving("b", tls=contexts("b"), **strict) as (b, other, b_address),
@@ -331,13 +330,15 @@ async def test_frames_before_authentication(purpose: str) -> None:
 @pytest.mark.parametrize("said", [b"", b"\x16", b"\x16\x03\x01\x02\x00\x01"], ids=["none", "a byte", "some"])
 async def test_a_tls_handshake_that_never_ends(said: bytes) -> None:
     """Whoever stalls before TLS is there is cut off after connect_timeout_s."""
-    async with serving("a", IMPATIENT, tls=contexts()) as (_, _, address):
-        async with await trio.open_tcp_stream(*parse_address(address)) as stream:
-            if said:
-                await stream.send_all(said)
-            began = trio.current_time()
-            await wait_closed(stream)
-            assert 0.1 < trio.current_time() - began < 3.0
+    async with (
+        serving("a", IMPATIENT, tls=contexts()) as (_, _, address),
+        await trio.open_tcp_stream(*parse_address(address)) as stream,
+    ):
+        if said:
+            await stream.send_all(said)
+        began = trio.current_time()
+        await wait_closed(stream)
+        assert 0.1 < trio.current_time() - began < 3.0
 
 
 @pytest.mark.parametrize("credentials", [{"secret": SECRET}, {"tls": contexts()}], ids=["secret", "TLS"])
@@ -400,7 +401,7 @@ def twice(data: bytes) -> bytes:
 @pytest.mark.parametrize("credentials", [{"secret": SECRET}, {"tls": contexts()}], ids=["secret", "TLS"])
 @pytest.mark.parametrize("change", [flip, twice], ids=["flipped", "repeated"])
 async def test_frames_that_change_on_the_way(change: Any, credentials: dict[str, Any]) -> None:
-    """A frame that somebody in between has changed or repeated is not heard; the connection ends, and another follows."""
+    """A frame that somebody in between has changed or repeated is not heard: the connection ends, and is made anew."""
     async with (
         serving("a", **credentials) as (a, receiver, _),
         serving("b", **credentials) as (_, other, address),
@@ -497,7 +498,7 @@ async def test_54_dead_connection_kept() -> None:
         for stream in streams:
             await vanish(stream)
         began = trio.current_time()
-        while a._accepted:
+        while a._accepted:  # noqa: ASYNC110 # it tells nobody
             await trio.sleep(0.02)
         assert 0.3 < trio.current_time() - began < 5.0
 
