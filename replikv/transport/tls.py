@@ -134,12 +134,10 @@ class TlsSession:
         )
 
 
-def _fault(exc: ssl.SSLError) -> PeerConnectionError:
+def _fault(exc: ssl.SSLError) -> UnauthenticatedError:
     reason = exc.reason or str(exc)
     if isinstance(exc, ssl.SSLCertVerificationError):
         return UnauthenticatedError(f"the other side's certificate is not accepted: {exc.verify_message}")
-    if isinstance(exc, ssl.SSLEOFError):
-        return PeerConnectionError("the other side has hung up without the end of TLS: it broke, or was cut off")
     if "ALERT" in reason:
         return UnauthenticatedError(f"the other side does not accept our certificate, or our TLS: {reason}")
     if "PEER_DID_NOT_RETURN_A_CERTIFICATE" in reason:
