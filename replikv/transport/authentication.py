@@ -93,9 +93,9 @@ def tag(secret: bytes, label: Label, transcript: bytes, words: str = "") -> byte
 class SharedSecret:
     """What a cluster's members know and nobody else: one secret, or several while it is being changed."""
 
-    def __init__(self, secret: str | bytes | Iterable[str | bytes]) -> None:
+    def __init__(self, secret: str | bytes | Sequence[str | bytes]) -> None:
         """Raises ConfigurationError for what is no secret, or too short for one."""
-        alternatives = [secret] if isinstance(secret, str | bytes) else secret
+        alternatives: object = [secret] if isinstance(secret, str | bytes) else secret
         if not isinstance(alternatives, Sequence) or isinstance(alternatives, bytearray | memoryview):
             raise ConfigurationError(f"secret must be str, bytes or a list of those, not {type(secret).__name__}")
         if not 1 <= len(alternatives) <= SECRETS_MAX:

@@ -120,7 +120,10 @@ class Connection:
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end of the stream."""
-        return await self._receive_some(RECEIVE_BYTES_MAX)
+        try:
+            return await self._receive_some(RECEIVE_BYTES_MAX)
+        except UnauthenticatedError as exc:  # the other side is authentic since the handshake: its bytes were changed
+            raise ConnectionLostError(str(exc)) from exc
 
     async def start_tls(self, session: TlsSession) -> None:
         """Encrypt from now on. Raises UnauthenticatedError, ConnectionLostError."""

@@ -7,7 +7,7 @@ import functools
 import random
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import structlog
@@ -66,7 +66,7 @@ class TcpTransport(LinkedTransport):
     def __init__(
         self,
         *,
-        secret: str | bytes | Iterable[str | bytes] | None = None,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
         tls: ssl.SSLContext | tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
         tls_names: bool = False,
     ) -> None:

@@ -417,6 +417,7 @@ async def test_frames_that_change_on_the_way(change: Any, credentials: dict[str,
         a.send("b", b"good" * 50)
         await other.wait_until(lambda: ("a", b"good" * 50) in other.frames)
         assert {b"good" * 100, b"good" * 50} >= {frame for _, frame in other.frames} - {b"evil" * 100}
+        assert "refused" not in {event[0] for event in receiver.events}
         assert sum(frame == b"evil" * 100 for _, frame in other.frames) <= (change is twice)
 
 
