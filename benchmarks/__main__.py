@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.children import ChildFailedError
+from benchmarks.frames import measure_frames
 from benchmarks.puts import CONCURRENCIES, measure_puts
 
 
@@ -21,7 +22,16 @@ def main() -> None:
     puts.add_argument("--concurrency", type=int, nargs="+", default=CONCURRENCIES, metavar="N", help="in flight")
     puts.add_argument("--directory", type=Path, help="on the disk to measure (default: that for temporary files)")
     puts.add_argument("--json", action="store_true", help="print one JSON object, not a table")
+    frames = commands.add_parser("frames", help="frames between two transports: plain, with a secret, with TLS")
+    frames.add_argument("--rounds", type=int, default=5, help="of each kind (default: %(default)s)")
+    frames.add_argument("--frames", type=int, default=5_000, help="at most, in a round (default: %(default)s)")
+    for command in (puts, frames):
+        command.set_defaults(benchmark=command.prog.rpartition(" ")[2])
     arguments = parser.parse_args()
+    if arguments.benchmark == "frames":
+        with tempfile.TemporaryDirectory(prefix="replikv-benchmark-") as directory:
+            print(measure_frames(Path(directory), rounds=arguments.rounds, frames=arguments.frames))
+        return
     seconds, rounds = (0.4, 2) if arguments.quick else (arguments.seconds, arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="replikv-benchmark-", dir=arguments.directory) as directory:
         try:

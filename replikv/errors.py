@@ -24,7 +24,7 @@
     │   │   ├── CorruptionError                    bytes on the disk are not the bytes that were written
     │   │   └── DataDirInUseError                  another process has the directory
     │   ├── WrongClusterError                      the other side is not of this cluster, or does not know us as this
-    │   └── AuthenticationError                    the other side did not prove who it is
+    │   └── AuthenticationError (OSError)          one side did not prove to the other that it belongs to the cluster
     └── InternalError (AssertionError)             our bug: an invariant of replikv does not hold
 """
 
@@ -205,8 +205,8 @@ class WrongClusterError(ReplikvError):
     """The other side belongs to another cluster, or knows this node id under another incarnation (a lost disk)."""
 
 
-class AuthenticationError(ReplikvError):
-    """The other side did not prove that it may talk to this cluster."""
+class AuthenticationError(ReplikvError, OSError):
+    """One side did not prove to the other that it may: its secret or certificate is wrong or missing."""
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------

@@ -7,11 +7,26 @@ import trio
 from clusters import id_of, peer_of, running
 
 from replikv.machine.envelope import HEADER, CommandKind, pack_commands
-from replikv.peer.protocol import SnapshotHeader, encode_forwarded, encode_refusal, encode_snapshot_header
-from replikv.raft.entries import SnapshotMetadata
+from replikv.peer.protocol import (
+    SnapshotHeader,
+    encode_forwarded,
+    encode_message,
+    encode_refusal,
+    encode_snapshot_header,
+)
+from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import Membership
+from replikv.raft.messages import AppendEntries
 
 HEADER_OF_NOBODY = encode_snapshot_header(SnapshotHeader(1, SnapshotMetadata(1, 1, Membership())))
+
+
+def poison(record: bytes) -> bytes:
+    """A membership entry of a newer term that nobody could read, not even after a restart."""
+    entry = Entry(1, 99, record, EntryKind.MEMBERSHIP)
+    return encode_message(
+        AppendEntries(to="", sender="", term=99, previous_index=0, previous_term=0, entries=(entry,), commit=0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -27,8 +42,11 @@ HEADER_OF_NOBODY = encode_snapshot_header(SnapshotHeader(1, SnapshotMetadata(1, 
         encode_forwarded(1, pack_commands([b"short"])),
         encode_forwarded(1, pack_commands([b""])),
         encode_forwarded(1, b""),
+        poison(b"garbage"),
+        poison(b"{}"),
+        poison(b'{"changes":[{"kind":"add-voter","node_id":7}],"transition":"auto"}'),
     ],
-    ids=range(10),
+    ids=range(13),
 )
 async def test_a_frame_that_is_none_harms_nobody(autojump_clock: trio.abc.Clock, frame: bytes) -> None:
     """Sent to the leader and to a follower: all three go on as before, in the same term."""

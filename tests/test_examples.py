@@ -120,6 +120,12 @@ EXPECTED = {
         r"a could not reach b: \w+\n.*hello from c\n.*hello from c\n",
         r"greetings are offered by \['c'\]",
     ],
+    "secure_cluster.py": [
+        r"b reads True over (TLS|sealed frames)",
+        r"a stranger without credentials was refused: .*configure both alike",
+        r"a stranger with a certificate that was stolen was refused: .*",
+        r"members: \['a', 'b', 'c'\]",
+    ],
     "shared_config.py": [
         r"a: workers is now 8",
         r"b: workers is now 8",

@@ -16,7 +16,7 @@ from typing import Final
 import structlog
 import trio
 
-from replikv.errors import ConfigurationError, UpgradeRequiredError, WrongClusterError
+from replikv.errors import AuthenticationError, ConfigurationError, UpgradeRequiredError, WrongClusterError
 from replikv.peer.admission import Refused
 from replikv.peer.protocol import MalformedFrameError
 from replikv.peer.reconfigurator import Reconfigurator
@@ -83,6 +83,7 @@ class Joiner:
 
         Raises:
             WrongClusterError: the node id is taken, or its disk was lost, or it is another cluster.
+            AuthenticationError: every address answers, and none of them knows our secret or trusts our certificate.
             ConfigurationError: an address, or something else in the request, makes no sense.
             UpgradeRequiredError: the cluster uses commands that this program does not know.
             StorageError: of the own disk.
@@ -91,11 +92,19 @@ class Joiner:
         taken_until = trio.current_time() + TAKEN_TIMEOUTS * self._settings.connect_timeout_s
         pause_s = self._settings.reconnect_delay_s
         said: dict[str, str] = {}  # by address: logged when it changes, not at every attempt
+        strangers: set[str] = set()  # addresses that we have not authenticated each other with
         for address in itertools.cycle(addresses):
             try:
                 denied = await self._ask(address, storage, incarnation)
             except StorageFullError as exc:
                 denied = Denied(Denial.LATER, str(exc))
+            except AuthenticationError as exc:
+                strangers.add(address)
+                if strangers.issuperset(addresses):
+                    raise
+                denied = Denied(Denial.ELSEWHERE, str(exc))
+            else:
+                strangers.discard(address)
             if denied is None:
                 return
             if denied.denial is Denial.MISTAKE:
@@ -113,7 +122,7 @@ class Joiner:
             pause_s = min(2 * pause_s, self._settings.reconnect_delay_max_s)
 
     async def _ask(self, address: str, storage: Storage, incarnation: str) -> Denied | None:
-        """None once we are a member."""
+        """None once we are a member. Raises AuthenticationError."""
         hello = Hello(
             cluster_id=self._cluster_id,
             node_id=self._node_id,
@@ -123,6 +132,8 @@ class Joiner:
         )
         try:
             channel = await self._transport.call(address, hello, self._settings)
+        except AuthenticationError:
+            raise
         except (OSError, ConfigurationError) as exc:
             return Denied(Denial.ELSEWHERE, getattr(exc, "strerror", None) or str(exc))
         try:

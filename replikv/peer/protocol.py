@@ -17,7 +17,7 @@ from replikv.errors import InternalError
 from replikv.machine.digests import DIGEST_BYTES, StateDigest
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.log import check_slice
-from replikv.raft.membership import Membership
+from replikv.raft.membership import Membership, MembershipChange
 from replikv.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -283,6 +283,8 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
         position += length
         if kind not in _ENTRY_KINDS:
             raise ValueError(f"entry {index} is of kind {kind}")
+        if kind == EntryKind.MEMBERSHIP:
+            _check_change(data)
         entries.append(Entry(index, entry_term, data, kind))
     if position != len(frame):
         raise ValueError("bytes after the last entry")
@@ -296,6 +298,40 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
         entries=tuple(entries),
         commit=commit,
     )
+
+
+def _check_change(data: bytes) -> None:
+    """Nothing may get into the log that its reader would fail on: it would, at every start. Raises ValueError."""
+    try:
+        change = MembershipChange.decode(data)
+        for member in change.changes:
+            _check_words(member.node_id, *(word for word in (member.address, member.incarnation) if word is not None))
+            if member.attributes is not None:
+                _check_words(*member.attributes.keys(), *member.attributes.values())
+    except (InternalError, AttributeError, KeyError, TypeError, RecursionError) as exc:
+        raise ValueError("a membership entry that changes no membership") from exc
+
+
+def _check_membership(membership: Membership) -> None:
+    """Raises ValueError, TypeError, AttributeError for one that no leader can have."""
+    _check_words(*membership.ids, *membership.members)
+    auto_leave: object = membership.auto_leave
+    if type(auto_leave) is not bool or not membership.ids <= membership.members.keys():
+        raise ValueError("a membership with a member that it does not know")
+    if membership.voters & membership.learners or not membership.learners_next <= membership.outgoing:
+        raise ValueError("a membership in which somebody is two things")
+    for record in membership.members.values():
+        _check_words(record.address, record.incarnation, *record.attributes.keys(), *record.attributes.values())
+        if type(record.bound_index) is not int or record.bound_index < 0:
+            raise ValueError("a member that was bound at no index")
+
+
+def _check_words(*words: object) -> None:
+    """Raise ValueError for what is no text, or, by an escape of JSON, half of a surrogate pair."""
+    for word in words:
+        if type(word) is not str:
+            raise ValueError(f"a {type(word).__name__} where a text belongs")
+        word.encode()
 
 
 def _decode_append_response(frame: bytes, sender: str, to: str) -> AppendEntriesResponse:
@@ -397,6 +433,7 @@ def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHea
     _, term, index, index_term = _SNAPSHOT.unpack_from(frame)
     try:
         membership = Membership.decode(frame[_SNAPSHOT.size :])
+        _check_membership(membership)
     except (InternalError, AttributeError, RecursionError) as exc:
         raise ValueError("its membership is none") from exc
     return SnapshotHeader(term, SnapshotMetadata(index, index_term, membership))

@@ -84,11 +84,15 @@ class Receiver(Protocol):
         ...
 
     def refused(self, node_id: str, reason: str) -> None:
-        """The peer that we dialed would not have us, in its words. Dialing goes on, slowly."""
+        """The peer that we dialed would not have us, in its words; or in ours, which begin with "not authenticated",
+        where one of the two has not proved itself to the other. Dialing goes on, slowly.
+        """
         ...
 
     def turned_away(self, hello: Hello, reason: str) -> None:
-        """Somebody has dialed us, and would not have us when it heard who we are. What it says is not authenticated."""
+        """Somebody has dialed us, and would not have us when it heard who we are. Where peers authenticate, so is this:
+        what others say does not get here.
+        """
         ...
 
     async def serve_channel(self, node_id: str, channel: Channel) -> None:
@@ -139,7 +143,7 @@ class Transport(abc.ABC):
 
     @abc.abstractmethod
     async def open_channel(self, node_id: str) -> Channel:
-        """A channel to the peer. Raises OSError when it cannot be reached or refuses."""
+        """A channel to the peer. Raises OSError when it cannot be reached or refuses, AuthenticationError likewise."""
 
     @abc.abstractmethod
     async def call(self, address: str, hello: Hello, settings: Settings) -> Channel:
@@ -150,7 +154,7 @@ class Transport(abc.ABC):
         another cluster, or none, and a node id that is taken.
 
         Raises ConfigurationError for an address that cannot be understood, OSError when nobody answers there in time or
-        who does refuses.
+        who does refuses; AuthenticationError, which is one, when a side did not prove itself to the other.
         """
 
     @abc.abstractmethod

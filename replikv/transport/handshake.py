@@ -7,9 +7,11 @@ A connection is dialed for one purpose and opens with four frames, in lock step:
 3. The dialer proves itself (``proof``). Or refuses.
 4. The responder proves itself (``proof``), which also admits the dialer. Or refuses.
 
-Proofs are empty while the only mechanism is "none"; steps 3 and 4 and the nonces are in the format from the start, so
-that a mutual challenge with a shared secret needs no new protocol. After step 4 frames flow, and the transport decodes
-none of them: bytes of a peer that was not admitted get no further than this module. ``docs/format.md`` has the bytes.
+Without a secret nonces and proofs are empty. With one (``authentication.py``) the responder proves itself first, in a
+``proof`` right behind its challenge: so each side is asked to admit only whom it knows to be authentic, and can act on
+what the other says, be it about itself or why it refuses. There is nothing to negotiate: a side with a secret talks to
+nobody without. After step 4 frames flow, and the transport decodes none of them: bytes of a peer that was not admitted
+get no further than this module. ``docs/format.md`` has the bytes.
 """
 
 from __future__ import annotations
@@ -22,8 +24,17 @@ from typing import Any, Final, NoReturn, TypeVar
 import cbor2
 
 from replikv.errors import ConfigurationError
+from replikv.transport.authentication import (
+    HMAC_SHA256,
+    NONCE_BYTES,
+    Label,
+    SharedSecret,
+    draw_nonce,
+    tag,
+    transcript_of,
+)
 from replikv.transport.base import Hello
-from replikv.transport.wire import ProtocolError, encode_frames
+from replikv.transport.wire import HEADER_BYTES, ProtocolError, encode_frames
 
 __all__ = [
     "AUTH_NONE",
@@ -32,6 +43,7 @@ __all__ = [
     "FRAMES",
     "HANDSHAKE_BYTES_MAX",
     "MAGIC",
+    "REFUSAL_WITHOUT_TLS",
     "Handshake",
     "Initiator",
     "Responder",
@@ -129,7 +141,7 @@ def _count(fields: dict[str, Any], name: str) -> int:
     return value
 
 
-def _hello_fields(hello: Hello, purpose: str) -> dict[str, Any]:
+def _hello_fields(hello: Hello, purpose: str, auth: str, nonce: bytes) -> dict[str, Any]:
     return {
         "protocol_min": hello.protocol_min,
         "protocol_max": hello.protocol_max,
@@ -140,8 +152,8 @@ def _hello_fields(hello: Hello, purpose: str) -> dict[str, Any]:
         "address": hello.address,
         "attributes": dict(hello.attributes),
         "purpose": purpose,
-        "auth": AUTH_NONE,
-        "nonce": b"",
+        "auth": auth,
+        "nonce": nonce,
     }
 
 
@@ -149,7 +161,6 @@ def _hello(fields: dict[str, Any]) -> Hello:
     attributes: dict[Any, Any] = _field(fields, "attributes", dict)
     if not all(type(key) is str and type(value) is str for key, value in attributes.items()):
         raise ProtocolError("a handshake whose 'attributes' are not strings")
-    _field(fields, "nonce", bytes)
     hello = Hello(
         cluster_id=_field(fields, "cluster_id", str),
         node_id=_field(fields, "node_id", str),
@@ -165,14 +176,17 @@ def _hello(fields: dict[str, Any]) -> Hello:
     return hello
 
 
-def _refusal(reason: str) -> bytes:
-    return _encode("refusal", {"reason": reason[:REASON_CHARACTERS_MAX]})
-
-
 def _reason(fields: dict[str, Any]) -> str:
     """The other side's sentence, fit for a log: bounded, and without control characters."""
     text = _field(fields, "reason", str)[:REASON_CHARACTERS_MAX]
     return "".join(character if character.isprintable() else "?" for character in text)
+
+
+REFUSAL_WITHOUT_TLS: Final = _encode(
+    "refusal",
+    {"reason": "this peer speaks TLS, and the one that dialed it does not: configure both alike", "auth": "tls"},
+)
+"""The answer, in the clear, to a hello where TLS was to come first."""
 
 
 # -- the handshake -----------------------------------------------------------------------------------------------------
@@ -184,8 +198,20 @@ class Handshake(abc.ABC):
     It is over when ``refusal`` is set, or else when ``established`` is: send the last answer before looking.
     """
 
-    def __init__(self, hello: Hello) -> None:
+    _refuses: Label
+    """What tags our refusals."""
+    _refused: Label
+    """What tags theirs."""
+
+    def __init__(self, hello: Hello, secret: SharedSecret | None) -> None:
         self._ours = hello
+        self._secrets = secret
+        self._auth = AUTH_NONE if secret is None else HMAC_SHA256
+        self._nonce = b"" if secret is None else draw_nonce()
+        self._transcript = b""
+        """Of hello and challenge, with a secret, once both are known."""
+        self._secret = b""
+        """The secret that both sides know, once the other side has proved it."""
         self.theirs: Hello | None = None
         """What the other side said of itself; proved only once established."""
         self.version = 0
@@ -196,7 +222,11 @@ class Handshake(abc.ABC):
         """The sentence that ended it, whichever side said it."""
         self.declined = False
         """Whether the refusal is ours, not theirs."""
+        self.unauthenticated = False
+        """Whether it was refused because a side did not prove itself, or by one that did not: not to be acted on."""
         self.established = False
+        self.keys: tuple[bytes, bytes] | None = None
+        """With a secret, once established: what seals the frames that we send, and what those that we receive."""
 
     @abc.abstractmethod
     def start(self) -> bytes:
@@ -204,27 +234,47 @@ class Handshake(abc.ABC):
 
     @abc.abstractmethod
     def receive(self, body: bytes) -> bytes:
-        """Take the body of a frame; the frame to answer with, or nothing. Raises ProtocolError."""
+        """Take the body of a frame; the frames to answer with, or nothing. Raises ProtocolError."""
 
     def _expect(self, body: bytes, kind: str) -> dict[str, Any] | None:
         """The fields of a frame of this kind; None when the other side refused instead."""
         got, fields = _decode(body)
         if got == "refusal":
-            self.refusal = _reason(fields)
+            self._take_refusal(fields)
             return None
         if got != kind:
             raise ProtocolError(f"{got!r} in a handshake where {kind!r} was expected")
         return fields
 
+    def _take_refusal(self, fields: dict[str, Any]) -> None:
+        self.refusal = _reason(fields)
+        self.unauthenticated = fields.get("auth", self._auth) != self._auth
+        if self._secrets is not None:
+            words, proof = _field(fields, "reason", str), fields.get("proof")
+            self.unauthenticated = not (
+                self._transcript
+                and type(proof) is bytes
+                and self._secrets.known(self._refused, self._transcript, proof, words)
+            )
+
     def _refuse(self, reason: str) -> bytes:
         self.refusal = reason
         self.declined = True
-        return _refusal(reason)
+        words = reason[:REASON_CHARACTERS_MAX]
+        fields: dict[str, Any] = {"reason": words, "auth": self._auth}
+        if self._secret:
+            fields["proof"] = tag(self._secret, self._refuses, self._transcript, words)
+        return _encode("refusal", fields)
+
+    def _refuse_unauthenticated(self, reason: str) -> bytes:
+        self.unauthenticated = True
+        return self._refuse(reason)
 
     def _agree(self, fields: dict[str, Any]) -> str | None:
         """Take the other side's word on itself. None, or why the two sides cannot talk at all."""
         ours = self._ours
         theirs = self.theirs = _hello(fields)
+        auth, nonce = _field(fields, "auth", str), _field(fields, "nonce", bytes)
         self.purpose = _field(fields, "purpose", str)
         self.version = min(ours.protocol_max, theirs.protocol_max)
         if self.version < max(ours.protocol_min, theirs.protocol_min):
@@ -232,9 +282,11 @@ class Handshake(abc.ABC):
                 f"{ours.node_id} speaks the peer protocol {ours.protocol_min} to {ours.protocol_max},"
                 f" {theirs.node_id} {theirs.protocol_min} to {theirs.protocol_max}: upgrade the older one"
             )
-        auth = _field(fields, "auth", str)
-        if auth != AUTH_NONE:
-            return f"{ours.node_id} authenticates by {AUTH_NONE!r}, {theirs.node_id} by {auth!r}: configure both alike"
+        if auth != self._auth:
+            self.unauthenticated = True
+            return f"{ours.node_id} authenticates by {self._auth!r}, {theirs.node_id} by {auth!r}: configure both alike"
+        if self._secrets is not None and (len(nonce) != NONCE_BYTES or nonce == self._nonce):
+            raise ProtocolError(f"a nonce of {len(nonce)} bytes, or our own")
         if self.purpose not in PURPOSES:
             return f"{ours.node_id} knows no connections for {self.purpose!r}"
         if ours.node_id == theirs.node_id and self.purpose != CALL:  # who wants to join under a taken id is told so
@@ -245,38 +297,83 @@ class Handshake(abc.ABC):
         assert self.theirs is not None
         return self.theirs
 
+    def _strangers(self) -> str:
+        return f"{self._ours.node_id} and {self._known().node_id} do not know the same secret: configure both alike"
+
+    def _proof(self, label: Label) -> bytes:
+        return _encode("proof", {"proof": tag(self._secret, label, self._transcript) if self._secret else b""})
+
     @staticmethod
-    def _check_proof(fields: dict[str, Any]) -> None:
-        if _field(fields, "proof", bytes):
+    def _check_empty(proof: bytes) -> None:
+        if proof:
             raise ProtocolError(f"a proof where the authentication is {AUTH_NONE!r}")
 
 
 class Initiator(Handshake):
-    """The dialer's side. ``admit`` has the last word on the responder."""
+    """The dialer's side. ``admit`` has the last word on the responder, once it has proved itself."""
 
-    def __init__(self, hello: Hello, purpose: str, admit: Callable[[Hello], str | None]) -> None:
-        super().__init__(hello)
+    _refuses = Label.DIALER_REFUSES
+    _refused = Label.RESPONDER_REFUSES
+
+    def __init__(
+        self, hello: Hello, purpose: str, admit: Callable[[Hello], str | None], secret: SharedSecret | None = None
+    ) -> None:
+        super().__init__(hello, secret)
         self._purpose = purpose
         self._admit = admit
+        self._hello = b""
+        self._proved = False
 
     def start(self) -> bytes:
         """The hello."""
-        return _encode("hello", _hello_fields(self._ours, self._purpose))
+        outgoing = _encode("hello", _hello_fields(self._ours, self._purpose, self._auth, self._nonce))
+        self._hello = outgoing[HEADER_BYTES:]
+        return outgoing
 
     def receive(self, body: bytes) -> bytes:
         """Answer the challenge with a proof; take the responder's proof. Or refuse. Raises ProtocolError."""
-        greeted = self.theirs is not None
-        fields = self._expect(body, "proof" if greeted else "challenge")
+        if self.theirs is None:
+            return self._take_challenge(body)
+        fields = self._expect(body, "proof")
         if fields is None:
             return b""
-        if not greeted:
-            reason = self._agree(fields)
-            if reason is None:
-                reason = self._admit(self._known())
-            return _encode("proof", {"proof": b""}) if reason is None else self._refuse(reason)
-        self._check_proof(fields)
+        proof = _field(fields, "proof", bytes)
+        if self._secrets is None:
+            self._check_empty(proof)
+        elif not self._proved:
+            return self._take_proof(proof, self._secrets)
+        else:
+            if self._secrets.known(Label.ADMITTED, self._transcript, proof) != self._secret:
+                raise ProtocolError("a responder that has admitted us without a proof")
+            self.keys = (
+                tag(self._secret, Label.FRAMES_OF_DIALER, self._transcript),
+                tag(self._secret, Label.FRAMES_OF_RESPONDER, self._transcript),
+            )
         self.established = True
         return b""
+
+    def _take_challenge(self, body: bytes) -> bytes:
+        fields = self._expect(body, "challenge")
+        if fields is None:
+            return b""
+        reason = self._agree(fields)
+        if reason is not None:
+            return self._refuse(reason)
+        if self._secrets is not None:
+            self._transcript = transcript_of(self._hello, body)
+            return b""
+        return self._judge()
+
+    def _take_proof(self, proof: bytes, secrets: SharedSecret) -> bytes:
+        secret = secrets.shared(self._transcript, proof)
+        if secret is None:
+            return self._refuse_unauthenticated(self._strangers())
+        self._secret, self._proved = secret, True
+        return self._judge()
+
+    def _judge(self) -> bytes:
+        reason = self._admit(self._known())
+        return self._proof(Label.DIALER) if reason is None else self._refuse(reason)
 
     def _agree(self, fields: dict[str, Any]) -> str | None:
         reason = super()._agree(fields)
@@ -288,8 +385,13 @@ class Initiator(Handshake):
 class Responder(Handshake):
     """The accepting side. ``admit`` is asked about the dialer and its purpose once the dialer has proved itself."""
 
-    def __init__(self, hello: Hello, admit: Callable[[Hello, str], str | None]) -> None:
-        super().__init__(hello)
+    _refuses = Label.RESPONDER_REFUSES
+    _refused = Label.DIALER_REFUSES
+
+    def __init__(
+        self, hello: Hello, admit: Callable[[Hello, str], str | None], secret: SharedSecret | None = None
+    ) -> None:
+        super().__init__(hello, secret)
         self._admit = admit
 
     def start(self) -> bytes:
@@ -298,18 +400,39 @@ class Responder(Handshake):
 
     def receive(self, body: bytes) -> bytes:
         """Answer the hello with a challenge, the proof with a proof. Or refuse. Raises ProtocolError."""
-        greeted = self.theirs is not None
-        fields = self._expect(body, "proof" if greeted else "hello")
+        if self.theirs is None:
+            return self._take_hello(body)
+        fields = self._expect(body, "proof")
         if fields is None:
             return b""
-        if not greeted:
-            reason = self._agree(fields)
-            if reason is None:
-                return _encode("challenge", _hello_fields(self._ours, self.purpose))
-            return self._refuse(reason)
-        self._check_proof(fields)
+        proof = _field(fields, "proof", bytes)
+        if self._secrets is None:
+            self._check_empty(proof)
+        else:
+            secret = self._secrets.known(Label.DIALER, self._transcript, proof)
+            if secret is None:
+                return self._refuse_unauthenticated(self._strangers())
+            self._secret = secret
         reason = self._admit(self._known(), self.purpose)
         if reason is not None:
             return self._refuse(reason)
+        if self._secret:
+            self.keys = (
+                tag(self._secret, Label.FRAMES_OF_RESPONDER, self._transcript),
+                tag(self._secret, Label.FRAMES_OF_DIALER, self._transcript),
+            )
         self.established = True
-        return _encode("proof", {"proof": b""})
+        return self._proof(Label.ADMITTED)
+
+    def _take_hello(self, body: bytes) -> bytes:
+        fields = self._expect(body, "hello")
+        if fields is None:
+            return b""
+        reason = self._agree(fields)
+        if reason is not None:
+            return self._refuse(reason)
+        challenge = _encode("challenge", _hello_fields(self._ours, self.purpose, self._auth, self._nonce))
+        if self._secrets is None:
+            return challenge
+        self._transcript = transcript_of(body, challenge[HEADER_BYTES:])
+        return challenge + _encode("proof", {"proof": self._secrets.proofs(self._transcript)})

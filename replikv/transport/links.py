@@ -13,7 +13,7 @@ import trio
 from replikv.errors import InternalError
 from replikv.settings import Settings
 from replikv.transport.base import Hello, Receiver, Transport
-from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError
+from replikv.transport.wire import DeclinedError, PeerConnectionError, RefusedError, UnauthenticatedError
 
 __all__ = ["STRANGERS_MAX", "Backoff", "Link", "LinkedTransport", "admit_expected", "admit_stranger"]
 
@@ -161,7 +161,10 @@ class Link(abc.ABC):
         try:
             await self._connect_and_hold(address)
         except PeerConnectionError as exc:
-            fault, refused, declined = str(exc), isinstance(exc, RefusedError), isinstance(exc, DeclinedError)
+            fault = str(exc)
+            refused, declined = isinstance(exc, RefusedError | UnauthenticatedError), isinstance(exc, DeclinedError)
+            if isinstance(exc, UnauthenticatedError):  # in our words: theirs must not pass for an authentic refusal
+                fault = f"not authenticated: {exc}"
         finally:
             held_s = self._down()
         if fault != self._fault:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import trio
-
-from replikv.transport.wire import encode_frames
 
 __all__ = ["FRAME_OVERHEAD_BYTES", "Outbox"]
 
@@ -52,13 +51,13 @@ class Outbox:
         return True
 
     def put_rest(self, rest: bytes) -> None:
-        """Queue what is left of a frame, as it goes over the wire. The outbox must be empty."""
+        """Queue what is left of a frame that was encoded already. The outbox must be empty."""
         self.queued_bytes += len(rest)
         self._rest = rest
         self._wake()
 
-    async def take(self) -> bytes:
-        """The next frames, whole and as they go over the wire, at least one. Cancelling it loses nothing."""
+    async def take(self, encode: Callable[[Iterable[bytes]], bytes]) -> bytes:
+        """The next frames, whole and encoded as they go over the wire, at least one. Cancelling it loses nothing."""
         self._settle()
         while not self._frames and not self._rest:  # again, when they were cleared between the wake-up and our turn
             self._wakeup = trio.Event()
@@ -74,7 +73,7 @@ class Outbox:
             batch_bytes += len(frame)
             batch.append(frame)
         self._in_hand_bytes = batch_bytes + len(batch) * FRAME_OVERHEAD_BYTES
-        return encode_frames(batch)
+        return encode(batch)
 
     def clear(self) -> int:
         """Forget everything; how many frames that were still queued."""

@@ -7,21 +7,23 @@ import functools
 import random
 import ssl
 import weakref
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, TypeAlias
 
 import structlog
 import trio
 
-from replikv.errors import ConfigurationError
+from replikv.errors import AuthenticationError, ConfigurationError
 from replikv.settings import Settings
 from replikv.transport.addresses import Address, parse_address
+from replikv.transport.authentication import SharedSecret
 from replikv.transport.base import Channel, Hello, Receiver
 from replikv.transport.connection import Connection, ConnectionLostError, StreamChannel, tune
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator, Responder
 from replikv.transport.links import Link, LinkedTransport, admit_expected, admit_stranger
 from replikv.transport.outbox import Outbox
-from replikv.transport.wire import FrameDecoder, PeerConnectionError, RefusedError, encode_frames
+from replikv.transport.tls import TlsContexts
+from replikv.transport.wire import PeerConnectionError, RefusedError, UnauthenticatedError
 
 __all__ = ["TcpTransport"]
 
@@ -46,17 +48,34 @@ class TcpTransport(LinkedTransport):
     """Peers over TCP. Addresses are ``host:port``; names are resolved anew at each dial.
 
     Listens on every address that the host of ``listen`` resolves to, and on nothing else; port 0 takes a free one, the
-    same on all of them. ``secret`` and ``tls`` are names that later releases fill: authentication is not available in
-    this one, and asking for it raises ConfigurationError rather than running without.
+    same on all of them. Who may talk to the peer is said here, alike for all peers of a cluster:
+
+    Args:
+        secret: what they all know, 16 bytes at least: both sides of a connection prove that they do, and every frame is
+            sealed, so that it can neither be changed nor repeated. It does not encrypt. Several while it is changed:
+            any that both sides know will do.
+        tls: everything is encrypted, and both sides show a certificate of an authority that the other trusts: a context
+            for accepting and one for dialing, or one of ``ssl.PROTOCOL_TLS`` for both. Both must ask for certificates.
+        tls_names: whether a certificate must be for the node id that its owner comes with (as a DNS name). Without,
+            whoever has a certificate that is trusted may come as any member.
+
+    Raises:
+        ConfigurationError: a secret that is too short, or contexts that would let in whoever has no certificate.
     """
 
-    def __init__(self, *, secret: bytes | str | None = None, tls: ssl.SSLContext | None = None) -> None:
-        for name, value in (("secret", secret), ("tls", tls)):
-            if value is not None:
-                raise ConfigurationError(
-                    f"TcpTransport({name}=...) is not available in this release, and peers would talk without it:"
-                    f" leave it out, and keep the peers' ports on a network that you trust"
-                )
+    def __init__(
+        self,
+        *,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        tls: ssl.SSLContext | tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+        tls_names: bool = False,
+    ) -> None:
+        self._secret = None if secret is None else SharedSecret(secret)
+        self._tls = None if tls is None else TlsContexts(tls, names=tls_names)
+        if tls_names and tls is None:
+            raise ConfigurationError(
+                "tls_names=True asks for the names of certificates, and there are none without tls="
+            )
         super().__init__()
         self._random = random.Random()  # noqa: S311 - jitter, no secret
         self._receiver: Receiver | None = None
@@ -100,12 +119,14 @@ class TcpTransport(LinkedTransport):
                     await connection.aclose()
 
     async def open_channel(self, node_id: str) -> Channel:
-        """A connection of its own to the peer, with a handshake of its own. Raises OSError."""
+        """A connection of its own to the peer, with a handshake of its own. Raises OSError, AuthenticationError."""
         address = self._addresses.get(node_id)
         if self._nursery is None or address is None:
             raise OSError(errno.EHOSTUNREACH, f"no channel to {node_id}: its address is not known, or we do not run")
         try:
             connection = await self._dial_peer(node_id, address, CHANNEL)
+        except UnauthenticatedError as exc:
+            raise AuthenticationError(f"no channel to {node_id}: {exc}") from exc
         except PeerConnectionError as exc:
             raise OSError(errno.ECONNREFUSED, f"no channel to {node_id}: {exc}") from exc
         if self._nursery is None:
@@ -115,14 +136,14 @@ class TcpTransport(LinkedTransport):
         return StreamChannel(connection, self._settings.frame_bytes_max)
 
     async def call(self, address: str, hello: Hello, settings: Settings) -> Channel:
-        """A connection of its own to whoever listens there. Raises ConfigurationError, OSError.
+        """A connection of its own to whoever listens there. Raises ConfigurationError, OSError, AuthenticationError.
 
         Bounded by these settings: dial and handshake by ``connect_timeout_s``, frames by ``frame_bytes_max``.
         """
         try:
-            connection = await _dial(
-                address, lambda: Initiator(hello, CALL, lambda _: None), settings.connect_timeout_s
-            )
+            connection = await self._dial(address, lambda: hello, CALL, lambda _: None, settings.connect_timeout_s)
+        except UnauthenticatedError as exc:
+            raise AuthenticationError(f"no call to {address}: {exc}") from exc
         except PeerConnectionError as exc:
             raise OSError(errno.ECONNREFUSED, f"no call to {address}: {exc}") from exc
         return StreamChannel(connection, settings.frame_bytes_max)
@@ -142,9 +163,41 @@ class TcpTransport(LinkedTransport):
         receiver = self._receiver
         assert receiver is not None
         admit = functools.partial(admit_expected, receiver, node_id, address)
-        return await _dial(
-            address, lambda: Initiator(receiver.hello(), purpose, admit), self._settings.connect_timeout_s
-        )
+        return await self._dial(address, receiver.hello, purpose, admit, self._settings.connect_timeout_s)
+
+    async def _dial(
+        self,
+        address: str,
+        hello: Callable[[], Hello],
+        purpose: str,
+        admit: Callable[[Hello], str | None],
+        timeout_s: float,
+    ) -> Connection:
+        """A connection whose handshake is done, all within so many seconds. Raises PeerConnectionError.
+
+        The hello is asked for once there is a connection: what it says of us is true then.
+        """
+        with trio.move_on_after(timeout_s):
+            host, port = parse_address(address)
+            try:
+                stream = await trio.open_tcp_stream(host, port)
+            except OSError as exc:
+                raise ConnectionLostError(f"{address} cannot be reached: {_dial_failure(exc)}") from exc
+            connection = Connection(stream)
+            try:
+                tune(stream, timeout_s)
+                if self._tls is not None:
+                    await connection.start_tls(self._tls.dial(host))
+                await connection.shake_hands(
+                    Initiator(
+                        hello(), purpose, lambda theirs: connection.objection(theirs) or admit(theirs), self._secret
+                    )
+                )
+            except BaseException:
+                await connection.aclose()
+                raise
+            return connection
+        raise ConnectionLostError(f"{address} did not answer within {timeout_s} s")
 
     # -- accepting -----------------------------------------------------------------------------------------------------
 
@@ -167,21 +220,24 @@ class TcpTransport(LinkedTransport):
             oldest = next(iter(self._handshakes))
             del self._handshakes[oldest]
             oldest.cancel()
-        handshake = Responder(self._receiver.hello(), functools.partial(self._admit, connection))
         with trio.move_on_after(self._settings.connect_timeout_s) as scope:
             self._handshakes[scope] = None
             try:
-                return await connection.shake_hands(handshake), handshake.purpose
-            except RefusedError as refusal:
-                if handshake.theirs is not None:
-                    self._receiver.turned_away(handshake.theirs, str(refusal))
-                raise
+                if self._tls is not None:
+                    await connection.start_tls(self._tls.accept())
+                handshake = Responder(self._receiver.hello(), functools.partial(self._admit, connection), self._secret)
+                try:
+                    return await connection.shake_hands(handshake), handshake.purpose
+                except RefusedError as refusal:
+                    if handshake.theirs is not None and connection.objection(handshake.theirs) is None:
+                        self._receiver.turned_away(handshake.theirs, str(refusal))
+                    raise
             finally:
                 self._handshakes.pop(scope, None)
         raise ConnectionLostError("its handshake took too long")
 
     def _admit(self, connection: Connection, hello: Hello, purpose: str) -> str | None:
-        reason = self._judge(hello, purpose)
+        reason = connection.objection(hello) or self._judge(hello, purpose)
         if reason is None:
             visit = _Visit(hello.node_id, purpose)
             if purpose == FRAMES:  # the former one is half-open then, and its machine may never tell
@@ -228,7 +284,7 @@ class TcpTransport(LinkedTransport):
     async def _receive_frames(self, connection: Connection, node_id: str) -> None:
         """Hand frames on until the connection ends."""
         assert self._receiver is not None
-        receive, decoder = self._receiver.receive, FrameDecoder(self._settings.frame_bytes_max)
+        receive, decoder = self._receiver.receive, connection.decoder(self._settings.frame_bytes_max)
         while True:
             try:
                 data = await connection.receive()
@@ -272,7 +328,7 @@ class _TcpLink(Link):
         # of the event loop, and a commit has four messages one after the other.
         if not self._outbox.empty or self._connection is None:
             return self._outbox.put(frame)
-        data = encode_frames([frame])
+        data = self._connection.encode([frame])
         sent = self._connection.send_nowait(data)
         if sent < len(data):
             self._outbox.put_rest(data[sent:])
@@ -309,7 +365,7 @@ class _TcpLink(Link):
 
     async def _write(self, connection: Connection) -> None:
         while True:
-            await connection.send(await self._outbox.take())
+            await connection.send(await self._outbox.take(connection.encode))
 
     @staticmethod
     async def _watch(connection: Connection) -> None:
@@ -319,27 +375,6 @@ class _TcpLink(Link):
 
 
 # -- sockets -----------------------------------------------------------------------------------------------------------
-
-
-async def _dial(address: str, handshake: Callable[[], Initiator], timeout_s: float) -> Connection:
-    """A connection whose handshake is done, all within so many seconds. Raises PeerConnectionError.
-
-    The handshake is made once there is a connection: what it says of us is true then.
-    """
-    with trio.move_on_after(timeout_s):
-        try:
-            stream = await trio.open_tcp_stream(*parse_address(address))
-        except OSError as exc:
-            raise ConnectionLostError(f"{address} cannot be reached: {_dial_failure(exc)}") from exc
-        connection = Connection(stream)
-        try:
-            tune(stream, timeout_s)
-            await connection.shake_hands(handshake())
-        except BaseException:
-            await connection.aclose()
-            raise
-        return connection
-    raise ConnectionLostError(f"{address} did not answer within {timeout_s} s")
 
 
 def _dial_failure(exc: OSError) -> str:

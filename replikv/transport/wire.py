@@ -11,10 +11,12 @@ from typing import Final
 
 __all__ = [
     "HEADER_BYTES",
+    "DeclinedError",
     "FrameDecoder",
     "PeerConnectionError",
     "ProtocolError",
     "RefusedError",
+    "UnauthenticatedError",
     "encode_frames",
     "frame_length",
 ]
@@ -37,6 +39,13 @@ class RefusedError(PeerConnectionError):
 
 class DeclinedError(PeerConnectionError):
     """We would not have the other side; the message is our sentence."""
+
+
+class UnauthenticatedError(PeerConnectionError):
+    """One side did not prove to the other that it may talk to this cluster; the message is our sentence.
+
+    What the other side says of it, or of anything, is not to be acted on.
+    """
 
 
 def encode_frames(frames: Iterable[bytes]) -> bytes:

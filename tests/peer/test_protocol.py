@@ -28,7 +28,7 @@ from replikv.peer.protocol import (
     encode_snapshot_header,
 )
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
-from replikv.raft.membership import MemberRecord, Membership
+from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
 from replikv.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
@@ -54,10 +54,10 @@ def appends(draw: st.DrawFn) -> AppendEntries:
     """Of entries such as a leader of that term can have."""
     previous_index = draw(st.integers(0, 2**63))
     previous_term, *terms = sorted(draw(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6)))
-    entries = tuple(
-        Entry(previous_index + 1 + place, term, draw(st.binary(max_size=50)), draw(st.sampled_from(EntryKind)))
-        for place, term in enumerate(terms)
+    contents = st.binary(max_size=50).map(lambda data: (data, EntryKind.COMMANDS)) | names.map(
+        lambda name: (MembershipChange((MemberChange(ChangeKind.REMOVE, name),)).encode(), EntryKind.MEMBERSHIP)
     )
+    entries = tuple(Entry(previous_index + 1 + place, term, *draw(contents)) for place, term in enumerate(terms))
     return AppendEntries(
         sender="us",
         to="them",
@@ -233,6 +233,7 @@ def test_an_append_is_exactly_as_long_as_it_says() -> None:
         dataclasses.replace(message, previous_term=5),
         dataclasses.replace(message, entries=(Entry(2, 4), Entry(3, 3))),
         dataclasses.replace(message, entries=(Entry(2, 4, kind=7),)),
+        dataclasses.replace(message, entries=(Entry(2, 4, b"{}", kind=EntryKind.MEMBERSHIP),)),
     ):
         with pytest.raises(MalformedFrameError):
             decode(encode_message(wrong), "us", "them")

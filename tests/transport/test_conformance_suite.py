@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 
 import pytest
+from certificates import contexts, single_context
 
 from replikv.testing.transport_suite import TransportSuite
 from replikv.transport.base import Transport
@@ -46,3 +47,18 @@ class TestTcpTransportOverIPv6(TransportSuite):
 
     def listen_address(self, node_id: str) -> str:
         return "[::1]:0"
+
+
+class TestTcpTransportWithSecret(TransportSuite):
+    def make_transport(self, node_id: str) -> Transport:
+        return TcpTransport(secret=["a secret for this test only", "another one, on its way out"])
+
+
+class TestTcpTransportWithTls(TransportSuite):
+    def make_transport(self, node_id: str) -> Transport:
+        return TcpTransport(tls=contexts(node_id))
+
+
+class TestTcpTransportWithBoth(TransportSuite):
+    def make_transport(self, node_id: str) -> Transport:
+        return TcpTransport(secret=b"a secret for this test only", tls=single_context())

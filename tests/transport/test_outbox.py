@@ -17,7 +17,7 @@ async def test_takes_all_that_is_queued_at_once() -> None:
     outbox = Outbox(10_000)
     frames = [b"", b"a", b"bc"]
     assert all(outbox.put(frame) for frame in frames)
-    assert encode_frames(frames) == await outbox.take()
+    assert encode_frames(frames) == await outbox.take(encode_frames)
 
 
 async def test_a_batch_is_bounded() -> None:
@@ -29,7 +29,7 @@ async def test_a_batch_is_bounded() -> None:
     taken = []
     while outbox.queued_bytes:
         with trio.move_on_after(0):
-            taken.append(len(await outbox.take()))
+            taken.append(len(await outbox.take(encode_frames)))
     assert [400_000 + 100_000 + 8, 100_000 + 4, 1_000_000 + 4, 1 + 4] == taken
 
 
@@ -37,11 +37,11 @@ async def test_the_bound_counts_what_is_in_hand() -> None:
     """A batch that the writer has taken counts until the writer comes back: a peer that reads nothing is bounded."""
     outbox = Outbox(3 * COST)
     assert [True, True, True, False] == [outbox.put(FRAME) for _ in range(4)]
-    await outbox.take()
+    await outbox.take(encode_frames)
     assert 3 * COST == outbox.queued_bytes
     assert not outbox.put(FRAME)
     with trio.move_on_after(0):
-        await outbox.take()
+        await outbox.take(encode_frames)
     assert 0 == outbox.queued_bytes
     assert outbox.put(FRAME)
 
@@ -57,7 +57,7 @@ async def test_take_waits() -> None:
     outbox, taken = Outbox(1000), []
 
     async def write() -> None:
-        taken.append(await outbox.take())
+        taken.append(await outbox.take(encode_frames))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)
@@ -72,7 +72,7 @@ async def test_cleared_between_wake_up_and_take() -> None:
     taken: list[bytes] = []
 
     async def write() -> None:
-        taken.append(await outbox.take())
+        taken.append(await outbox.take(encode_frames))
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(write)

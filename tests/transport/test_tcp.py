@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import os
 import socket
-import ssl
 import struct
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import trio
 
-from replikv.errors import ConfigurationError, InternalError
+from replikv.errors import InternalError
 from replikv.settings import Settings
 from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.addresses import parse_address
@@ -91,15 +90,6 @@ async def wait_closed(stream: trio.SocketStream) -> bytes:
     return said
 
 
-@pytest.mark.parametrize(
-    "arguments", [{"secret": "s"}, {"secret": b""}, {"tls": ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)}]
-)
-def test_authentication_is_never_ignored(arguments: dict[str, Any]) -> None:
-    """Asking for a secret or TLS, which this release does not have, raises rather than runs without."""
-    with pytest.raises(ConfigurationError, match="not available in this release"):
-        TcpTransport(**arguments)
-
-
 # -- strangers ---------------------------------------------------------------------------------------------------------
 
 
@@ -107,14 +97,13 @@ def test_authentication_is_never_ignored(arguments: dict[str, Any]) -> None:
     "said",
     [
         b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
         b"\xff" * 100_000,
         struct.pack(">I", 4097),
         encode_frames([b""]),
         encode_frames([b"replikv\n\xa0"]),
         encode_frames([b"replikv\n" + b"\x9f" * 4000]),
     ],
-    ids=["http", "tls", "ones", "too long", "empty", "empty map", "deep"],
+    ids=["http", "ones", "too long", "empty", "empty map", "deep"],
 )
 async def test_garbage_is_hung_up_on(said: bytes) -> None:
     """Whoever does not speak the protocol is cut off without a word, and peers go on being served."""
@@ -126,6 +115,13 @@ async def test_garbage_is_hung_up_on(said: bytes) -> None:
         async with await dial_admitted(address) as stream:
             await stream.send_all(encode_frames([b"frame"]))
             assert [b"frame"] == await receiver.wait_frames(1)
+
+
+async def test_tls_where_there_is_none() -> None:
+    """Whoever begins with TLS is told so as TLS says it."""
+    async with serving() as (_, _, address), await dial(address) as stream:
+        await stream.send_all(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03")
+        assert b"\x15\x03\x01\x00\x02\x02\x46" == await wait_closed(stream)
 
 
 async def test_a_handshake_may_drip() -> None:
