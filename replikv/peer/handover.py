@@ -111,6 +111,8 @@ class Handover:
             for command in unpack_commands(forwarded.commands):
                 if len(command) < HEADER_BYTES:
                     raise InternalError(f"a command of {len(command)} bytes is shorter than its header")
+                if command[1] == CommandKind.CLUSTER:
+                    raise InternalError("versions and limits are the leader's own to propose")
         except InternalError as exc:
             self._log.warning("malformed frame", sender=sender, reason=str(exc))
             return
