@@ -6,7 +6,8 @@ import pytest
 import trio
 from clusters import id_of, peer_of, running
 
-from replikv.machine.envelope import HEADER, CommandKind, pack_commands
+from replikv.machine.envelope import HEADER, CommandKind, Envelope, pack_commands
+from replikv.machine.governance import Versions, encode_upgrade
 from replikv.peer.protocol import (
     SnapshotHeader,
     encode_forwarded,
@@ -19,6 +20,9 @@ from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntries
 
 HEADER_OF_NOBODY = encode_snapshot_header(SnapshotHeader(1, SnapshotMetadata(1, 1, Membership())))
+
+UPGRADE = Envelope(CommandKind.CLUSTER, 0, 0, 0, encode_upgrade(Versions(99, 99))).encode()
+"""What would stop every peer, if somebody but the leader could have it in the log."""
 
 
 def poison(record: bytes) -> bytes:
@@ -42,11 +46,12 @@ def poison(record: bytes) -> bytes:
         encode_forwarded(1, pack_commands([b"short"])),
         encode_forwarded(1, pack_commands([b""])),
         encode_forwarded(1, b""),
+        encode_forwarded(1, pack_commands([UPGRADE])),
         poison(b"garbage"),
         poison(b"{}"),
         poison(b'{"changes":[{"kind":"add-voter","node_id":7}],"transition":"auto"}'),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 async def test_a_frame_that_is_none_harms_nobody(autojump_clock: trio.abc.Clock, frame: bytes) -> None:
     """Sent to the leader and to a follower: all three go on as before, in the same term."""
