@@ -9,6 +9,7 @@ import trio
 from local_replicator import LocalReplicator
 
 from replikv.errors import ClusterClosedError, ConfigurationError, LeaseExpiredError
+from replikv.machine import commands
 from replikv.settings import Settings
 from replikv.store.entry import ABSENT
 from replikv.store.leases import LeaseStatus
@@ -215,6 +216,43 @@ async def test_a_lease_may_be_revoked_within_its_block(store: Store) -> None:
         assert await lease.revoke()
         assert (0, 0.0) == (len(store), lease.remaining_s)
         assert not await lease.revoke()
+
+
+async def test_who_revokes_on_his_way_out_is_told_of_the_loss(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """A body that was cut short is not taken for done because it has tidied up: the block raises all the same."""
+    done = False
+    with pytest.raises(LeaseExpiredError, match="lease 1 is gone"):  # noqa: PT012  # the block is the point
+        async with store.lease(ttl_s=3) as lease:
+            replicator.sweep(commands.encode_revoke(lease.id))
+            try:
+                await trio.sleep_forever()
+                done = True
+            finally:
+                await lease.revoke()
+    assert not done
+
+
+async def test_who_has_revoked_goes_on_whatever_was_on_its_way(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that the lease is gone may come in the moment in which it is revoked: nothing is lost by it then."""
+    arrived = trio.Event()
+
+    async def ask_of_lease(lease: int, *, renew: bool) -> tuple[float, int, int]:
+        await arrived.wait()
+        return 0.0, 0, 0
+
+    monkeypatch.setattr(replicator, "ask_of_lease", ask_of_lease)
+    done = False
+    async with store.lease(ttl_s=3) as lease:
+        await trio.sleep(2)
+        arrived.set()
+        assert await lease.revoke()
+        await trio.sleep(10)
+        done = True
+    assert done
 
 
 async def test_who_finds_his_lease_gone_stops(store: Store, autojump_clock: trio.abc.Clock) -> None:
