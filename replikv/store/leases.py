@@ -286,6 +286,19 @@ class LeaseCalls(Calls):
         payload = commands.encode_attach(self._key(key), 0)
         return commands.decode_outcome_result(await self._run(payload)).done
 
+    async def _lease(self, lease: Lease | int | None) -> int:
+        """As :func:`lease_id`, for commands that are older than leases.
+
+        Before the first UPGRADE such a command must not name one: members that do not know leases would not look
+        whether it is there, and those that do refuse it. There are none then, so nobody misses anything.
+        """
+        number = lease_id(lease)
+        if number and not self._replicator.replica.governance.versions.commands:
+            await self._replicator.barrier()  # perhaps it is this replica only that has not come so far
+            if not self._replicator.replica.governance.versions.commands:
+                raise LeaseExpiredError(no_lease(number))
+        return number
+
     def _ttl_ms(self, ttl_s: Any) -> int:
         least = 2 * self._settings.heartbeat_interval_s
         if isinstance(ttl_s, bool) or not isinstance(ttl_s, int | float) or not least <= ttl_s <= TTL_MS_MAX / 1000:

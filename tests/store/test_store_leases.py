@@ -10,6 +10,7 @@ from local_replicator import LocalReplicator
 
 from replikv.errors import ClusterClosedError, ConfigurationError, LeaseExpiredError
 from replikv.machine import commands
+from replikv.machine.replica import Replica
 from replikv.settings import Settings
 from replikv.store.entry import ABSENT
 from replikv.store.leases import LeaseStatus
@@ -110,6 +111,41 @@ async def test_a_lease_is_checked(store: Store, lease: int) -> None:
         with pytest.raises(ConfigurationError, match="a lease is what"):
             await call
     assert position == store._replicator.replica.position
+
+
+async def test_no_command_names_a_lease_before_all_know_them(store: Store, replicator: LocalReplicator) -> None:
+    """Older members would attach the key to whatever is named, and replicas would differ: it is refused here."""
+    replicator.leader, replicator.replica = Replica(), Replica()  # of a cluster that has members of an older version
+    for call in (
+        store.put("key", 1, lease=1),
+        store.update({"key": 1}, lease=1),
+        store.setdefault("key", 1, lease=1),
+        store.compare_and_set("key", ABSENT, 1, lease=1),
+        store.replace("key", 1, revision=0, lease=1),
+    ):
+        with pytest.raises(LeaseExpiredError, match="there is no lease 1"):
+            await call
+    assert 0 == replicator.leader.position
+
+
+async def test_a_replica_that_is_behind_asks_before_it_says_that_there_are_no_leases(
+    store: Store, replicator: LocalReplicator, nursery: trio.Nursery, autojump_clock: trio.abc.Clock
+) -> None:
+    """A process that has just started may be told of a lease before its replica has heard of any."""
+    lease = await store.grant_lease(10)
+    replicator.replica = Replica()
+    replicator.fall_behind()
+    put: list[int] = []
+
+    async def put_with_lease() -> None:
+        put.append(await store.put("key", 1, lease=lease))
+
+    nursery.start_soon(put_with_lease)
+    await trio.testing.wait_all_tasks_blocked()
+    replicator.install_snapshot()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [1] == put
+    assert lease == store.entry("key").lease
 
 
 async def test_a_lease_is_over_with_its_block(store: Store) -> None:
