@@ -38,13 +38,13 @@ def limits(cluster: Cluster) -> Limits:
 @pytest.mark.parametrize("name", WRITES)
 async def test_bytes_of_the_state(autojump_clock: trio.abc.Clock, name: str) -> None:
     """Every write that would grow it over the limit is refused, and changes nothing; deletes and shrinking go on."""
-    async with running(state_bytes_max=10_000) as peers:
+    async with running(state_bytes_max=8_000) as peers:
         for cluster in (await peers.leader(), await a_follower(peers)):
             store = cluster.store
             for number in range(20):
                 await store.put(f"k{number}", number)
             revision = store.revision
-            with pytest.raises(QuotaExceededError, match=r"at most 10000 \(state_bytes_max\): delete some"):
+            with pytest.raises(QuotaExceededError, match=r"at most 8000 \(state_bytes_max\): delete some"):
                 await WRITES[name](store)
             assert revision == store.revision
             assert await store.delete("k19")
@@ -198,6 +198,6 @@ async def test_the_doctor_warns_in_time(autojump_clock: trio.abc.Clock) -> None:
         (words,) = peers["a"].doctor()
         assert words.startswith("the map has 9 of 10 keys: puts of new ones will be refused")
         await store.delete("k0")
-        await store.put("k1", "x" * 7_000)
+        await store.put("k1", "x" * 7_800)
         (words,) = peers["a"].doctor()
         assert words.startswith("the map takes 9.2 KiB of 9.8 KiB: puts that make it larger will be refused")
