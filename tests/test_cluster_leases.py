@@ -388,3 +388,35 @@ async def test_slow_disks_expire_nobody(monkeypatch: pytest.MonkeyPatch, tmp_pat
         assert 0 == len(peer_of(holder).replica.map.leases)
         for cluster in clusters:
             await cluster.shutdown()
+
+
+async def test_many_ends_at_once_fit_the_entries_and_frames_that_are_allowed(autojump_clock: trio.abc.Clock) -> None:
+    """However small those are, and however many commands it takes to end the leases."""
+    settings = Settings(
+        value_bytes_max=1024,
+        key_bytes_max=64,
+        command_bytes_max=4096,
+        entry_bytes_max=8192,
+        message_bytes_max=4096,
+        operations_per_command_max=4,
+    )
+    async with running(settings=settings) as peers:
+        leader = await peers.leader()
+        entries = peer_of(leader)._driver.node.raft.log
+        async with trio.open_nursery() as nursery:
+            for number in range(40):
+                nursery.start_soon(grant_with_keys, leader, f"{number}/", 40)
+        begun = entries.last_index()
+        with trio.fail_after(60):
+            while len(leader.store):  # noqa: ASYNC110  # nothing to wait on
+                await trio.sleep(0.1)
+        sizes = [entry.size for entry in entries.entries(begun + 1, 1 << 30)]
+        assert 400 * 42 < sum(sizes)
+        assert max(sizes) <= settings.entry_bytes_max
+
+
+async def grant_with_keys(cluster: Cluster, prefix: str, count: int) -> None:
+    """A lease that nobody keeps alive."""
+    lease = await cluster.store.grant_lease(10.0)
+    for number in range(count):
+        await cluster.store.put(f"{prefix}{number}", number, lease=lease)

@@ -27,6 +27,9 @@ from replikv.transport.base import Transport
 
 __all__ = ["Handover"]
 
+REVOKE_BYTES: Final = 64
+"""What a REVOKE takes in an entry, and a little more: those of one turn must fit one."""
+
 FORWARDED_REMEMBERED: Final = 1024
 """Forwarded batches whose numbers are remembered."""
 
@@ -157,7 +160,7 @@ class Handover:
         batches, self._forwarded = self._forwarded, []
         if (floor := self._floor_command()) is not None:
             batches.append(floor)
-        if revocations := self._lessor.take_revocations():
+        if revocations := self._lessor.take_revocations(1 + self._settings.entry_bytes_max // REVOKE_BYTES):
             batches.append(self._revoke_commands(revocations))
         if self._ticks >= self._hold_until_ticks:
             while self._proposals.waiting and (own := self._own_batch()) is not None:

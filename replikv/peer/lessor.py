@@ -239,9 +239,15 @@ class Lessor:
         commands = -(-keys // self._replica.governance.limits.operations)
         self._revocations += [lease] * min(max(1, commands), REVOKES_PER_LEASE)
 
-    def take_revocations(self) -> list[int]:
-        """The leases to end now, each as often as a REVOKE of it is to be proposed."""
-        revocations, self._revocations = self._revocations, []
+    def take_revocations(self, most: int) -> list[int]:
+        """The leases to end now, each as often as a REVOKE of it is to be proposed; the rest another time.
+
+        About ``most`` in all: those of one lease are not parted, since they are dropped together or not at all.
+        """
+        waiting = self._revocations
+        while most < len(waiting) and waiting[most] == waiting[most - 1]:
+            most += 1
+        revocations, self._revocations = waiting[:most], waiting[most:]
         return revocations
 
     def dropped(self, revocations: list[int]) -> None:

@@ -108,10 +108,13 @@ class Contenders:
 
     def entry_of(self, claim: Claim) -> Entry:
         """The claim's own. Raises LeaseExpiredError if it stands no more."""
-        entry = self._store.entry(claim.key) if claim.key in self._store else None
-        if entry is None or entry.create_revision != claim.token:
+        if not self._stands(claim):
             raise _lost(claim.key, None)
-        return entry
+        return self._store.entry(claim.key)
+
+    def _stands(self, claim: Claim) -> bool:
+        store = self._store
+        return claim.key in store and store.entry(claim.key).create_revision == claim.token
 
     # -- taking part ---------------------------------------------------------------------------------------------------
 
@@ -130,21 +133,29 @@ class Contenders:
         async with self._store.lease(self._ttl_s) as lease:
             key = f"{self._prefix}{kind}{lease.id:016x}"
             token = await self._store.put(key, value, lease=lease)
+            claim = Claim(key, token, lease)
             body = trio.CancelScope()
-            losses: list[Change] = []
+            losses: list[Kind | None] = []
 
             def lose(change: Change) -> None:
-                losses.append(change)
+                losses.append(change.kind)
                 body.cancel()
 
-            told = self._store.subscribe(lose, key=key, kinds=("delete", "expire"), previous=False, since=token)
+            def look(_: Exception) -> None:
+                # Not all is told: a snapshot has replaced this replica, whose history begins behind what was told last.
+                if not self._stands(claim):
+                    losses.append(None)
+                    body.cancel()
+
+            told = self._store.subscribe(lose, key=key, kinds=("delete", "expire"), previous=False, on_error=look)
             try:
+                self.entry_of(claim)  # after this, it is told
                 with body:
-                    yield Claim(key, token, lease)
+                    yield claim
             finally:
                 told.cancel()
             if losses:
-                raise _lost(key, losses[0].kind)
+                raise _lost(key, losses[0])
 
     async def wait_turn(self, claim: Claim, rule: Rule = nearest) -> None:
         """Return when the rule finds nobody to wait for: by default, when all who came before are gone."""

@@ -89,8 +89,9 @@ class Lease:
     async def revoke(self) -> bool:
         """End it now: its keys vanish, at one revision if they are few; whether it was there.
 
-        The body goes on, and the block does not raise. Whatever becomes of this call, nobody keeps the lease alive any
-        more: if it fails or is cancelled, the lease expires by itself. Raises as :meth:`Store.put`.
+        The body goes on, and the block does not raise, unless it was lost before: a body that was cut short, and
+        revokes on its way out, is told so all the same. Whatever becomes of this call, nobody keeps the lease alive
+        any more: if it fails or is cancelled, the lease expires by itself. Raises as :meth:`Store.put`.
         """
         self._ended = True
         self._keeper.cancel()
@@ -126,7 +127,7 @@ class Lease:
                     )
 
     def _lose(self, loss: ReplikvError) -> None:
-        if self._loss is None:
+        if self._loss is None and not self._ended:  # an answer may come that was on its way when it was revoked
             self._loss = loss
             self._scope.cancel()
 
@@ -141,8 +142,11 @@ class Lease:
             await self._calls.revoke_lease(self.id)
 
     def _error(self) -> ReplikvError | None:
-        """What the block raises that was left without an error, though the lease was lost."""
-        if self._ended or not self._lost:
+        """What the block raises that was left without an error, though the lease was lost.
+
+        Also where the body has revoked it since: its scope has taken a cancellation, and nobody else tells of that.
+        """
+        if not self._lost or (self._ended and not self._scope.cancel_called):
             return None
         if isinstance(self._loss, LeaseExpiredError):
             return LeaseExpiredError(f"lease {self.id} is gone: it was revoked by somebody else, or has expired")
@@ -281,6 +285,19 @@ class LeaseCalls(Calls):
         """Have a key outlive its lease; whether the key was there. Its value stays."""
         payload = commands.encode_attach(self._key(key), 0)
         return commands.decode_outcome_result(await self._run(payload)).done
+
+    async def _lease(self, lease: Lease | int | None) -> int:
+        """As :func:`lease_id`, for commands that are older than leases.
+
+        Before the first UPGRADE such a command must not name one: members that do not know leases would not look
+        whether it is there, and those that do refuse it. There are none then, so nobody misses anything.
+        """
+        number = lease_id(lease)
+        if number and not self._replicator.replica.governance.versions.commands:
+            await self._replicator.barrier()  # perhaps it is this replica only that has not come so far
+            if not self._replicator.replica.governance.versions.commands:
+                raise LeaseExpiredError(no_lease(number))
+        return number
 
     def _ttl_ms(self, ttl_s: Any) -> int:
         least = 2 * self._settings.heartbeat_interval_s

@@ -17,7 +17,7 @@ from replikv.machine.values import decode_value, encode_value
 from replikv.store.arguments import check_count, check_text
 from replikv.store.calls import MAP
 from replikv.store.entry import ABSENT, Absent
-from replikv.store.leases import Lease, LeaseCalls, lease_id
+from replikv.store.leases import Lease, LeaseCalls
 from replikv.store.refusal import refusal
 from replikv.store.schema import Schema, Upgrade
 from replikv.store.transactions import Transaction, run_transaction
@@ -111,7 +111,7 @@ class Store(LeaseCalls):
 
         With a ``lease`` the key vanishes when that ends. Without one it stays, also if it was put with one before.
         """
-        number = 0 if lease is None else lease_id(lease)
+        number = 0 if lease is None else await self._lease(lease)
         payload = encode_put(self._key(key), encode_value(value, self._value_bytes_max), number)
         result = await self._propose(MAP, payload)
         if result[0]:
@@ -140,7 +140,8 @@ class Store(LeaseCalls):
         The ``lease`` is for the key that is set; one that is there keeps its own.
         """
         data = encode_value(value, self._value_bytes_max)
-        result = await self._run(commands.encode_setdefault(self._key(key), data, lease_id(lease)))
+        number = await self._lease(lease)
+        result = await self._run(commands.encode_setdefault(self._key(key), data, number))
         old = commands.decode_old_value_result(result).value
         return decode_value(data if old is None else old)
 
@@ -168,7 +169,7 @@ class Store(LeaseCalls):
             self._key(key),
             None if expected is ABSENT else encode_value(expected, limit),
             None if value is ABSENT else encode_value(value, limit),
-            lease_id(lease),
+            await self._lease(lease),
         )
         self._check_size(len(payload))  # of two values
         return commands.decode_outcome_result(await self._run(payload)).done
@@ -181,7 +182,8 @@ class Store(LeaseCalls):
         """
         check_count("revision", revision, 0)
         data = encode_value(value, self._value_bytes_max)
-        result = await self._run(commands.encode_replace(self._key(key), data, revision, lease_id(lease)))
+        number = await self._lease(lease)
+        result = await self._run(commands.encode_replace(self._key(key), data, revision, number))
         return commands.decode_outcome_result(result).done
 
     # -- changes of many keys ------------------------------------------------------------------------------------------
@@ -200,7 +202,7 @@ class Store(LeaseCalls):
             raise ValueTooLargeError(
                 f"an update of {count} keys, at most {limit} are atomic: split it, or raise operations_per_command_max"
             )
-        number = lease_id(lease)
+        number = await self._lease(lease)
         items: dict[bytes, bytes] = {}
         size = 0
         for key, value in mapping.items():

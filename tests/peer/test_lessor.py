@@ -40,6 +40,8 @@ class Leader:
         """Whether a majority answers at once."""
         self.rounds: list[int] = []
         """Contexts that nobody has confirmed yet."""
+        self.revocations_max = 1 << 20
+        """What fits an entry."""
         self.log: list[int] = []
         """The leases whose end was proposed, and is not applied yet."""
         self.number = 0
@@ -69,7 +71,7 @@ class Leader:
 
     def turn(self) -> None:
         """What the driver does in each of its turns."""
-        self.log += self.lessor.take_revocations()
+        self.log += self.lessor.take_revocations(self.revocations_max)
         context = self.lessor.begin_round(self.now)
         if context is not None:
             self.rounds.append(context)
@@ -399,6 +401,23 @@ def test_many_ends_come_bit_by_bit() -> None:
     assert LOOKED_AT_PER_TICK == len(leader.log)
     leader.pass_time(1.0)
     assert set() == leader.leases
+
+
+def test_ends_that_do_not_fit_an_entry_follow_in_the_next() -> None:
+    """Those of one lease stay together; one that waits for its turn is not kept alive any more, as it has none left."""
+    leader = Leader(operations=1)
+    leader.revocations_max = 4
+    leases = [leader.grant(keys=3) for _ in range(4)]
+    while not leader.log:
+        leader.tick()
+    assert [leases[0]] * 3 + [leases[1]] * 3 == leader.log
+    leader.lessor.dropped(leader.log)
+    leader.log.clear()
+    number = leader.ask(*leases)  # which is a turn, too
+    assert set(leases[:2]) == leader.answers[number].keys()
+    assert [leases[2]] * 3 + [leases[3]] * 3 == leader.log
+    leader.pass_time(0.5)
+    assert set(leases[:2]) == leader.leases
 
 
 def test_leases_that_come_and_go_leave_nothing_behind() -> None:

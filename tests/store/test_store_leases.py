@@ -9,6 +9,8 @@ import trio
 from local_replicator import LocalReplicator
 
 from replikv.errors import ClusterClosedError, ConfigurationError, LeaseExpiredError
+from replikv.machine import commands
+from replikv.machine.replica import Replica
 from replikv.settings import Settings
 from replikv.store.entry import ABSENT
 from replikv.store.leases import LeaseStatus
@@ -109,6 +111,41 @@ async def test_a_lease_is_checked(store: Store, lease: int) -> None:
         with pytest.raises(ConfigurationError, match="a lease is what"):
             await call
     assert position == store._replicator.replica.position
+
+
+async def test_no_command_names_a_lease_before_all_know_them(store: Store, replicator: LocalReplicator) -> None:
+    """Older members would attach the key to whatever is named, and replicas would differ: it is refused here."""
+    replicator.leader, replicator.replica = Replica(), Replica()  # of a cluster that has members of an older version
+    for call in (
+        store.put("key", 1, lease=1),
+        store.update({"key": 1}, lease=1),
+        store.setdefault("key", 1, lease=1),
+        store.compare_and_set("key", ABSENT, 1, lease=1),
+        store.replace("key", 1, revision=0, lease=1),
+    ):
+        with pytest.raises(LeaseExpiredError, match="there is no lease 1"):
+            await call
+    assert 0 == replicator.leader.position
+
+
+async def test_a_replica_that_is_behind_asks_before_it_says_that_there_are_no_leases(
+    store: Store, replicator: LocalReplicator, nursery: trio.Nursery, autojump_clock: trio.abc.Clock
+) -> None:
+    """A process that has just started may be told of a lease before its replica has heard of any."""
+    lease = await store.grant_lease(10)
+    replicator.replica = Replica()
+    replicator.fall_behind()
+    put: list[int] = []
+
+    async def put_with_lease() -> None:
+        put.append(await store.put("key", 1, lease=lease))
+
+    nursery.start_soon(put_with_lease)
+    await trio.testing.wait_all_tasks_blocked()
+    replicator.install_snapshot()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [1] == put
+    assert lease == store.entry("key").lease
 
 
 async def test_a_lease_is_over_with_its_block(store: Store) -> None:
@@ -215,6 +252,43 @@ async def test_a_lease_may_be_revoked_within_its_block(store: Store) -> None:
         assert await lease.revoke()
         assert (0, 0.0) == (len(store), lease.remaining_s)
         assert not await lease.revoke()
+
+
+async def test_who_revokes_on_his_way_out_is_told_of_the_loss(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """A body that was cut short is not taken for done because it has tidied up: the block raises all the same."""
+    done = False
+    with pytest.raises(LeaseExpiredError, match="lease 1 is gone"):  # noqa: PT012  # the block is the point
+        async with store.lease(ttl_s=3) as lease:
+            replicator.sweep(commands.encode_revoke(lease.id))
+            try:
+                await trio.sleep_forever()
+                done = True
+            finally:
+                await lease.revoke()
+    assert not done
+
+
+async def test_who_has_revoked_goes_on_whatever_was_on_its_way(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The answer that the lease is gone may come in the moment in which it is revoked: nothing is lost by it then."""
+    arrived = trio.Event()
+
+    async def ask_of_lease(lease: int, *, renew: bool) -> tuple[float, int, int]:
+        await arrived.wait()
+        return 0.0, 0, 0
+
+    monkeypatch.setattr(replicator, "ask_of_lease", ask_of_lease)
+    done = False
+    async with store.lease(ttl_s=3) as lease:
+        await trio.sleep(2)
+        arrived.set()
+        assert await lease.revoke()
+        await trio.sleep(10)
+        done = True
+    assert done
 
 
 async def test_who_finds_his_lease_gone_stops(store: Store, autojump_clock: trio.abc.Clock) -> None:
