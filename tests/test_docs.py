@@ -154,3 +154,29 @@ def test_a_program_runs(block: Block, tmp_path: Path) -> None:
 async def test_the_fragments_of_a_page_are_true(page: str, tmp_path: Path, autojump_clock: MockClock) -> None:
     """Who tries what a page shows, in its order, finds names, arguments and results as the page has them."""
     await run_fragments([block for block in BLOCKS if block.page == page and not block.is_program], tmp_path)
+
+
+PARTS = [
+    *("backup", "history", "leadership", "leases", "limits", "outcomes", "state-machines", "transactions"),
+    *("typed-maps", "watches"),
+    *sorted(f"recipes/{page.stem}" for page in (ROOT / "docs" / "recipes").glob("*.md") if page.stem != "README"),
+]
+"""Pages of what an application may use or leave."""
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_says_when_to_use_it_and_when_not(part: str) -> None:
+    """And points to an example, all of which are run by a test."""
+    text = (ROOT / "docs" / f"{part}.md").read_text("utf-8")
+    assert re.search(r"^## (When to|When,|Which one to use)", text, re.MULTILINE)
+    assert re.search(r"^## .*[wW]hen not|^Do(?: not|n't)", text, re.MULTILINE)
+    assert re.search(r"\]\((?:\.\./)+examples/\w+\.py\)", text)
+
+
+def test_every_recipe_has_its_page_and_its_place_in_the_list() -> None:
+    """None is to be found by accident."""
+    index = (ROOT / "docs" / "recipes" / "README.md").read_text("utf-8")
+    pages = {page.name for page in (ROOT / "docs" / "recipes").glob("*.md")} - {"README.md"}
+    listed = dict(re.findall(r"^\| \[(\w+)\]\(([\w-]+\.md)\) \|", index, re.MULTILINE))
+    assert pages == set(listed.values())
+    assert set(listed) <= set(recipes.__all__)
