@@ -367,7 +367,7 @@ class Cluster:
 
         Raises:
             NotLeaderError: no successor was named, and this peer does not lead.
-            ConfigurationError: the successor is no voter.
+            ConfigurationError: the successor is no voter, or there is no other voter.
             UnavailableError: it did not take over within two election timeouts; whoever led goes on.
         """
         await self._open_peer().transfer_leadership(to)

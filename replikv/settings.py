@@ -167,7 +167,9 @@ class Settings:
                 continue
             number = int | float if field.name.endswith("_s") else int
             if isinstance(value, bool) or not isinstance(value, number):
-                raise ConfigurationError(f"{field.name} must be a number ({number}), not {value!r}")
+                raise ConfigurationError(
+                    f"{field.name} must be {'a number' if number is not int else 'an int'}, not {value!r}"
+                )
             if not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(f"{field.name} must be finite and greater than 0, not {value!r}")
         for name in ("state_bytes_max", "keys_max", "leases_max", "sessions_max", "operations_per_command_max"):

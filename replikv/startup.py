@@ -45,6 +45,14 @@ class Startup:
         machine: StateMachine | None,
         settings: Settings,
     ) -> None:
+        if not isinstance(settings, Settings):
+            raise ConfigurationError(f"settings must be a Settings, such as Settings(zone='b'), not {settings!r:.100}")
+        if members is not None and not isinstance(members, Mapping):
+            raise ConfigurationError(f"members must be a dict, node id -> address, not {members!r:.100}")
+        if data_dir is not None and not isinstance(data_dir, str | os.PathLike):
+            raise ConfigurationError(f"data_dir must be a path, not {data_dir!r:.100}")
+        if machine is not None and not isinstance(machine, StateMachine):
+            raise ConfigurationError(f"machine must be an instance of a subclass of StateMachine, not {machine!r:.100}")
         self._settings = settings
         self._node_id = node_id
         self._members = dict(members) if members is not None else None
@@ -211,4 +219,6 @@ def check_node_id(node_id: object) -> None:
 def check_address(node_id: str, address: object) -> None:
     """Raise ConfigurationError unless this may be an address; what it means is the transport's to say."""
     if not isinstance(address, str) or not address or not address.isprintable():
-        raise ConfigurationError(f"the address of {node_id!r} in members must be a str, not {address!r}")
+        raise ConfigurationError(
+            f"the address of {node_id!r} must be a str, as in '10.0.0.1:7001', not {address!r:.100}"
+        )

@@ -11,7 +11,7 @@ import pytest
 import trio
 from clusters import id_of, running
 
-from replikv import Backup, Cluster, ClusterClosedError, UnavailableError
+from replikv import Backup, Cluster, ClusterClosedError, StorageError, UnavailableError
 from replikv.peer.exchange import export_map
 from replikv.peer.restoration import check_backup
 
@@ -59,3 +59,11 @@ async def test_a_cluster_in_memory_and_one_that_is_closed(tmp_path: Path) -> Non
     assert {"n": 1} == items_of(tmp_path / "backup")
     with pytest.raises(ClusterClosedError):
         await cluster.backup(tmp_path / "other")
+
+
+async def test_a_place_that_is_not_there(tmp_path: Path) -> None:
+    """The error names it, and says that it is the path that is wrong; the peer goes on."""
+    async with Cluster("a") as cluster:
+        with pytest.raises(StorageError, match=r"missing/backup.*; look at the path"):
+            await cluster.backup(tmp_path / "missing" / "backup")
+        await cluster.store.put("key", 1)

@@ -599,6 +599,14 @@ async def test_the_first_start_needs_a_name(tmp_path: Path) -> None:
             pytest.fail("entered")
 
 
+async def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
+    """The error points at the path, and not at the disk."""
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file: File exists; look at the path"):
+        async with Cluster("a", data_dir=tmp_path / "file"):
+            pytest.fail("entered")
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -612,6 +620,10 @@ async def test_the_first_start_needs_a_name(tmp_path: Path) -> None:
         ({"node_id": "a", "members": {"a": 5}}, "address"),
         ({"node_id": "a", "members": {"a": "x", "b": "x"}}, "same address"),
         ({"node_id": "a", "members": {"a": "x"}, "address": "y"}, "contradicts"),
+        ({"node_id": "a", "members": ["a", "b"]}, r"members must be a dict.*not \['a', 'b'\]"),
+        ({"node_id": "a", "settings": {"zone": "b"}}, "settings must be a Settings.*not {'zone': 'b'}"),
+        ({"node_id": "a", "machine": list}, "machine must be an instance of a subclass of StateMachine"),
+        ({"node_id": "a", "data_dir": 5}, "data_dir must be a path, not 5"),
     ],
 )
 def test_arguments_that_contradict_each_other(arguments: dict[str, object], match: str) -> None:

@@ -93,7 +93,9 @@ async def test_keys(autojump_clock: trio.abc.Clock) -> None:
             store = cluster.store
             await store.update({"a": 1, "b": 1, "c": 1})
             for write in (store.put("d", 1), store.update({"a": 2, "d": 1}), store.increment("d")):
-                with pytest.raises(QuotaExceededError, match=r"3 keys, and at most 3 \(keys_max\)"):
+                with pytest.raises(
+                    QuotaExceededError, match=r"3 keys, and no room for 1 more with at most 3 \(keys_max\)"
+                ):
                     await write
             await store.update({"a": 3, "b": 3})
             await store.delete("a")

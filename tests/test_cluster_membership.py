@@ -145,6 +145,15 @@ async def test_a_voter_that_cannot_be_reached_is_refused(autojump_clock: trio.ab
         await peers["d"].store.put("k", 1)
 
 
+async def test_who_has_little_time_is_told_why_all_the_same(autojump_clock: trio.abc.Clock) -> None:
+    """The leader waits a little for what stands in the way; it says what that was before the caller's time is up."""
+    async with running("ab", request_timeout_s=1.0) as peers:
+        await peers.leader()
+        await trio.sleep(2.0)  # until it knows who is there
+        with pytest.raises(UnavailableError, match="c cannot be reached"):
+            await peers["a"].add_member("c", "memory-c")
+
+
 async def test_a_live_voter_is_not_removed_while_others_are_down(autojump_clock: trio.abc.Clock) -> None:
     """Those left would have no majority."""
     async with running("abc") as peers:

@@ -60,6 +60,14 @@ async def test_only_a_voter_may_lead(autojump_clock: trio.abc.Clock) -> None:
             await leader.transfer_leadership("x")
 
 
+async def test_the_only_voter_has_no_successor(autojump_clock: trio.abc.Clock) -> None:
+    """That is not a matter of time, so it is not told as one."""
+    async with Cluster("a") as cluster:
+        await cluster.store.barrier()
+        with pytest.raises(ConfigurationError, match="a is the only voter"):
+            await cluster.transfer_leadership()
+
+
 async def test_a_successor_that_cannot_be_reached_leaves_things_as_they_are(autojump_clock: trio.abc.Clock) -> None:
     """The old leader goes on, and says who did not take over."""
     async with running() as peers:

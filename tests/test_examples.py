@@ -28,7 +28,7 @@ EXPECTED = {
         r"and today is as it was: \{'coffee': 6, 'tea': 4\}",
     ],
     "limits.py": [
-        r"refused: the map has 3 keys, and at most 3 \(keys_max\)",
+        r"refused: the map has 3 keys, and no room for 1 more with at most 3 \(keys_max\)",
         r"there is room: \{'a': 'changed', 'c': 3, 'd': 4\}",
         r"the doctor: the map has 3 of 3 keys",
     ],

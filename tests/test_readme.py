@@ -39,16 +39,24 @@ def test_two_commands_set_up_and_test() -> None:
     ] == [line for block in blocks("sh") for line in block.splitlines()]
 
 
+def anchors(page: Path) -> set[str]:
+    """What a link into a page may name: its headings, as GitHub writes them."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize(
     "page",
     [
         "README.md",
         "CONTRIBUTING.md",
         "CHANGELOG.md",
-        *sorted(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md")),
+        *sorted(page.relative_to(ROOT).as_posix() for page in (ROOT / "docs").rglob("*.md")),
     ],
 )
 def test_links_lead_somewhere(page: str) -> None:
-    """Every relative link of a front page is to a file that exists."""
-    links = re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text("utf-8"))
-    assert [] == [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    """Every relative link of a page is to a file that exists, and to a heading that is in it."""
+    links = re.findall(r"\]\(([^)#:]*)(?:#([^)]+))?\)", (ROOT / page).read_text("utf-8"))
+    targets = [((ROOT / page).parent / link if link else ROOT / page, anchor) for link, anchor in links]
+    assert [] == [str(file) for file, _ in targets if not file.exists()]
+    assert [] == [f"{file}#{anchor}" for file, anchor in targets if anchor and anchor not in anchors(file)]

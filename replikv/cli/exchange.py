@@ -77,7 +77,7 @@ def run_import(options: argparse.Namespace) -> int:
                 options.data_dir,
                 options.node_id,
                 address=checked_address(options.address),
-                listen=checked_address(options.listen) or None,
+                listen=checked_address(options.listen, listening=True) or None,
                 settings=settings,
             )
         except EncodingError as exc:

@@ -78,16 +78,16 @@ def run_restore(options: argparse.Namespace) -> int:
         options.data_dir,
         options.node_id,
         members=members,
-        listen=checked_address(options.listen) or None,
+        listen=checked_address(options.listen, listening=True) or None,
         cluster_name=options.cluster_name,
     )
     print(report("RESTORED", restored))
     return 0
 
 
-def checked_address(address: str | None) -> str:
+def checked_address(address: str | None, *, listening: bool = False) -> str:
     """The address, empty where there is none. Raises ConfigurationError."""
-    return str(parse_address(address)) if address else ""
+    return str(parse_address(address, listening=listening)) if address else ""
 
 
 def _members(node_id: str, address: str, words: Sequence[str]) -> dict[str, str]:

@@ -139,13 +139,14 @@ class KeyValue(StateMachine):
         keys, size = keyspace.growth(writes)
         if keys > 0 and len(keyspace) + keys > limits.keys:
             raise RefusedError(
-                f"the map has {len(keyspace)} keys, and at most {limits.keys} (keys_max): delete some, or raise it",
+                f"the map has {len(keyspace)} keys, and no room for {keys} more with at most {limits.keys}"
+                " (keys_max): delete some, or raise it",
                 Status.OVER_LIMIT,
             )
         if size > 0 and keyspace.state_bytes + size > limits.state_bytes:
             raise RefusedError(
-                f"the map takes {keyspace.state_bytes} bytes, and at most {limits.state_bytes} (state_bytes_max):"
-                " delete some, or raise it",
+                f"the map takes {keyspace.state_bytes} bytes, and has no room for {size} more with at most"
+                f" {limits.state_bytes} (state_bytes_max): delete some, or raise it",
                 Status.OVER_LIMIT,
             )
 

@@ -339,8 +339,8 @@ def _refusal(kind: type) -> str:
     if kind is bytearray or kind is memoryview:
         return f"a {kind.__qualname__} is not plain data: convert it with bytes()"
     return (
-        f"a {kind.__qualname__} is not plain data: None, bool, int, float, str, bytes, list, tuple, dict, set,"
-        " datetime, date, Decimal and UUID can be stored"
+        f"a value of type {kind.__qualname__} is not plain data: None, bool, int, float, str, bytes, list, tuple, dict,"
+        " set, datetime, date, Decimal and UUID can be stored"
     )
 
 

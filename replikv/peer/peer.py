@@ -477,7 +477,10 @@ class Peer:
             raise ConfigurationError(f"{to!r} is no voter of this cluster: {sorted(node.raft.membership.voters)} are")
         if to is None and node.raft.role is not Role.LEADER:
             leader = node.raft.leader or None
-            raise NotLeaderError(f"{self.node_id} does not lead: name the successor, or ask {leader}", leader)
+            where = f"ask {leader}, which does" if leader else "wait until somebody leads (wait_leader)"
+            raise NotLeaderError(f"{self.node_id} does not lead: name the successor, or {where}", leader)
+        if to is None and node.raft.membership.voters == {self.node_id}:
+            raise ConfigurationError(f"{self.node_id} is the only voter: there is nobody to hand leadership over to")
         successor = to or node.successor()
         if node.raft.leader != successor:
             if not successor or not node.transfer_leadership(successor):

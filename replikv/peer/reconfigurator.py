@@ -276,9 +276,13 @@ class Reconfigurator:
         return Accepted(self._driver.node.raft.membership_index, self._identity.cluster_id)
 
     async def _make_change(self, request: ChangeRequest, deadline: float) -> Answer:
-        answer: Answer | tuple[int, int] = Denied(Denial.LATER, "the change could not be proposed in time")
+        answer: Answer | tuple[int, int] = Denied(
+            Denial.LATER,
+            "the change could not be proposed in time: another one, or a hand-over of leadership, is under way;"
+            " try again",
+        )
         with trio.move_on_at(deadline):
-            answer = await self._propose(request)
+            answer = await self._propose(request, deadline)
         if not isinstance(answer, tuple):
             return answer
         index, term = answer
@@ -286,10 +290,13 @@ class Reconfigurator:
             return await self._wait_final(index, term)
         return Denied(Denial.UNKNOWN, f"the change was not seen committed in time: {self._driver.why()}")
 
-    async def _propose(self, request: ChangeRequest) -> Answer | tuple[int, int]:
+    async def _propose(self, request: ChangeRequest, deadline: float) -> Answer | tuple[int, int]:
         """Index and term of the change, as soon as it may be proposed; or why not."""
         driver = self._driver
-        patient_until = trio.current_time() + PATIENCE_TIMEOUTS * self._settings.election_timeout_s
+        patient_until = min(
+            trio.current_time() + PATIENCE_TIMEOUTS * self._settings.election_timeout_s,
+            deadline - 2 * self._settings.heartbeat_interval_s,  # or who asked would not be told why not
+        )
         while (denied := self._not_leading()) is None:
             raft = driver.node.raft
             membership = raft.tracker.membership

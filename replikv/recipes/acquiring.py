@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import trio
 
 from replikv import Claim, Contenders, Entry, Store
+from replikv.recipes.arguments import check_seconds
 
 __all__ = ["Acquiring", "Holders", "nearest"]
 
@@ -27,6 +28,7 @@ class Holders:
     """Contenders for something that a task holds when it is its turn."""
 
     def __init__(self, store: Store, prefix: str, ttl_s: float) -> None:
+        check_seconds("ttl_s", ttl_s)
         self.contenders = Contenders(store, prefix, ttl_s)
         self._store = store
         # Tasks that hold or wait, by way of this object. One that did so twice would wait for itself.

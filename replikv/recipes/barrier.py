@@ -10,8 +10,9 @@ from types import TracebackType
 
 import trio
 
-from replikv import Claim, CompactedError, Compare, ConfigurationError, Entry, LaggedError, Put, Store
+from replikv import Claim, CompactedError, Compare, Entry, LaggedError, Put, Store
 from replikv.recipes.acquiring import Holders
+from replikv.recipes.arguments import check_count
 from replikv.recipes.names import home
 
 __all__ = ["Barrier", "Passage"]
@@ -58,11 +59,10 @@ class Barrier:
     """
 
     def __init__(self, store: Store, name: str, parties: int, *, ttl_s: float = 10.0) -> None:
-        if type(parties) is not int or parties < 1:
-            raise ConfigurationError(f"parties must be an int of at least 1, not {parties!r}")
+        check_count("parties", parties)
         # A contender's value is None while it waits, and its index when it has passed: then, the revision of that is
         # the generation, and the key stands for being inside.
-        self._holders = Holders(store, home("barriers", name), ttl_s)
+        self._holders = Holders(store, home(store, "barriers", name), ttl_s)
         self._contenders = self._holders.contenders
         self._store = store
         self._parties = parties

@@ -27,7 +27,7 @@ class Counter:
 
     def __init__(self, store: Store, name: str) -> None:
         self._store = store
-        self._key = home("counters", name).removesuffix("/")
+        self._key = home(store, "counters", name).removesuffix("/")
 
     @property
     def key(self) -> str:

@@ -114,7 +114,7 @@ class Election:
 
     def __init__(self, store: Store, name: str, *, ttl_s: float = 10.0) -> None:
         self._store = store
-        self._holders = Holders(store, home("elections", name), ttl_s)
+        self._holders = Holders(store, home(store, "elections", name), ttl_s)
 
     @contextlib.asynccontextmanager
     async def campaign(self, value: Any = None) -> AsyncGenerator[Elected]:

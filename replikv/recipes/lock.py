@@ -46,7 +46,7 @@ class Lock(Acquiring):
     """
 
     def __init__(self, store: Store, name: str, *, ttl_s: float = 10.0, owner: Any = None) -> None:
-        super().__init__(store, home("locks", name), 1, ttl_s, owner)
+        super().__init__(store, home(store, "locks", name), 1, ttl_s, owner)
 
     def locked(self) -> bool:
         """Whether somebody holds it, as far as this process's replica knows. Rest nothing on it."""

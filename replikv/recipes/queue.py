@@ -34,7 +34,6 @@ import trio
 from replikv import (
     Change,
     Compare,
-    ConfigurationError,
     Delete,
     Lease,
     LeaseExpiredError,
@@ -46,7 +45,9 @@ from replikv import (
     Txn,
     UnavailableError,
 )
+from replikv.recipes.arguments import check_count, check_seconds
 from replikv.recipes.changes import wait_changed
+from replikv.recipes.names import home
 
 __all__ = ["Delivery", "Queue", "QueueStatistics"]
 
@@ -162,17 +163,14 @@ class Queue:
     def __init__(
         self, store: Store, name: str, *, visibility_s: float = 30.0, max_deliveries: int | None = None
     ) -> None:
-        if not name or "/" in name:
-            raise ConfigurationError(f"the name of a queue is a text without '/', not {name!r}")
-        if visibility_s <= 0:
-            raise ConfigurationError(f"visibility_s must be greater than 0, not {visibility_s!r}")
-        if max_deliveries is not None and max_deliveries < 1:
-            raise ConfigurationError(f"max_deliveries must be at least 1, not {max_deliveries!r}")
+        self._prefix = home(store, "queues", name)
+        check_seconds("visibility_s", visibility_s)
+        if max_deliveries is not None:
+            check_count("max_deliveries", max_deliveries)
         self.name = name
         self._store = store
         self._visibility_s = visibility_s
         self._max_deliveries = max_deliveries
-        self._prefix = f"queues/{name}/"
         self._number = self._prefix + "number"
         self._items = self._prefix + "items/"
         self._claims = self._prefix + "claims/"
@@ -315,7 +313,7 @@ class Queue:
             await self._store.barrier()
             number = self._reserve_nowait()
         if number is None:
-            raise trio.WouldBlock
+            raise trio.WouldBlock(f"nothing in queue {self.name!r} is free to be taken")
         return number
 
     def _reserve_nowait(self) -> str | None:

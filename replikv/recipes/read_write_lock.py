@@ -42,7 +42,7 @@ class ReadWriteLock:
     """
 
     def __init__(self, store: Store, name: str, *, ttl_s: float = 10.0, owner: Any = None) -> None:
-        self._holders = Holders(store, home("read-write-locks", name), ttl_s)
+        self._holders = Holders(store, home(store, "read-write-locks", name), ttl_s)
         self._owner = owner
 
     def read(self) -> AbstractAsyncContextManager[Claim]:

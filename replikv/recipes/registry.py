@@ -29,7 +29,9 @@ from replikv import (
     Store,
     UnavailableError,
 )
+from replikv.recipes.arguments import check_seconds
 from replikv.recipes.changes import wait_changed
+from replikv.recipes.names import check_store, home
 
 __all__ = ["Balancer", "Endpoint", "EndpointWatch", "NoEndpointError", "Registration", "ServiceRegistry"]
 
@@ -78,8 +80,8 @@ class ServiceRegistry:
     """
 
     def __init__(self, store: Store, *, ttl_s: float = 10.0) -> None:
-        if ttl_s <= 0:
-            raise ConfigurationError(f"ttl_s must be greater than 0, not {ttl_s!r}")
+        check_store(store)
+        check_seconds("ttl_s", ttl_s)
         self._store = store
         self._ttl_s = ttl_s
 
@@ -105,11 +107,15 @@ class ServiceRegistry:
             metadata: plain data.
 
         Raises:
-            ConfigurationError: the service has no name that is one.
+            ConfigurationError: the service has no name that is one, or the address is no str.
             EncodingError: the metadata is no plain data, or too large.
             UnavailableError, OutcomeUnknownError: at the beginning: it could not be registered.
         """
-        registration = Registration(self._store, self._ttl_s, _prefix(service), service, address, metadata)
+        if type(address) is not str:
+            raise ConfigurationError(f"an address must be a str, not {address!r:.100}")
+        registration = Registration(
+            self._store, self._ttl_s, home(self._store, "services", service), service, address, metadata
+        )
         failure: BaseException | None = None
         async with trio.open_nursery() as nursery:
             # Caught here and raised outside: so it leaves the nursery without a group around it.
@@ -126,7 +132,7 @@ class ServiceRegistry:
 
     def resolve(self, service: str) -> list[Endpoint]:
         """The endpoints of a service, by address, as this process's replica has them; empty if there are none. O(n)."""
-        prefix = _prefix(service)
+        prefix = home(self._store, "services", service)
         found = []
         for key in self._store.keys(prefix):
             entry = self._store.entry(key)
@@ -238,7 +244,7 @@ class EndpointWatch:
         self._registry = registry
         self._store = store
         self._service = service
-        self._prefix = _prefix(service)
+        self._prefix = home(self._store, "services", service)
         self._revision = 0
         """What was told is the state as of this revision of the replica, or later."""
         self._told: list[Endpoint] | None = None
@@ -273,12 +279,11 @@ class Balancer:
     """
 
     def __init__(self, registry: ServiceRegistry, store: Store, service: str, retry_after_s: float) -> None:
-        if retry_after_s < 0:
-            raise ConfigurationError(f"retry_after_s must not be negative, but is {retry_after_s!r}")
+        check_seconds("retry_after_s", retry_after_s, or_zero=True)
         self._registry = registry
         self._store = store
         self._service = service
-        self._prefix = _prefix(service)
+        self._prefix = home(self._store, "services", service)
         self._retry_after_s = retry_after_s
         self._last = ""
         """The address that was picked last: the next one is the first behind it."""
@@ -340,9 +345,3 @@ class Balancer:
 
 def _name(endpoint: Endpoint) -> tuple[str, int]:
     return endpoint.address, endpoint.registration
-
-
-def _prefix(service: str) -> str:
-    if not service or "/" in service:
-        raise ConfigurationError(f"the name of a service is a text without '/', not {service!r}")
-    return f"services/{service}/"

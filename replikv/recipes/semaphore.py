@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from replikv import ConfigurationError, Store
+from replikv import Store
 from replikv.recipes.acquiring import Acquiring
+from replikv.recipes.arguments import check_count
 from replikv.recipes.names import home
 
 __all__ = ["Semaphore"]
@@ -31,9 +32,8 @@ class Semaphore(Acquiring):
     """
 
     def __init__(self, store: Store, name: str, limit: int, *, ttl_s: float = 10.0, owner: Any = None) -> None:
-        if type(limit) is not int or limit < 1:
-            raise ConfigurationError(f"limit must be an int of at least 1, not {limit!r}")
-        super().__init__(store, home("semaphores", name), limit, ttl_s, owner)
+        check_count("limit", limit)
+        super().__init__(store, home(store, "semaphores", name), limit, ttl_s, owner)
 
     @property
     def limit(self) -> int:

@@ -146,7 +146,7 @@ class ChunkFileReader:
     def damage(self, offset: int, what: str) -> CorruptionError:
         """The error for what is wrong at an offset."""
         return CorruptionError(
-            f"the {self._form.what} {self._path} is damaged at byte {offset}: {what}. {self._form.advice}",
+            f"the {self._form.what} {self._path} is damaged at byte {offset}: {what}; {self._form.advice}",
             str(self._path),
             offset,
         )

@@ -39,6 +39,7 @@ TEMPORARY_SUFFIX: Final = ".tmp"
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
 _DENIED: Final = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})
+_ASTRAY: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG})
 
 
 class File(abc.ABC):
@@ -287,6 +288,8 @@ def refusal(attempt: str, path: Path, error: OSError) -> StorageError:
         return StorageFullError(f"{reason}; make room on that disk: nothing is broken")
     if error.errno in _DENIED:
         return StorageError(f"{reason}; the process needs to read and write the data directory: change its rights")
+    if error.errno in _ASTRAY:
+        return StorageError(f"{reason}; look at the path: something in it is missing, or is no directory")
     return StorageError(f"{reason}; look at the disk and at the kernel's log before this peer is started again")
 
 

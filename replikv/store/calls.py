@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 from replikv.errors import EncodingError, ValueTooLargeError
 from replikv.machine.commands import encode_key
 from replikv.machine.envelope import CommandKind
+from replikv.machine.values import encode_value
 from replikv.store.refusal import refusal
 from replikv.store.replicator import Replicator
 from replikv.store.watch_hub import WatchHub
@@ -33,6 +34,12 @@ class Calls(Watching):
         if type(key) is not str:  # no subclass: it would come back as another type
             raise EncodingError(f"keys are str, not {type(key).__qualname__}: {key!r:.100}")
         return encode_key(self._prefix + key, self._key_bytes_max)
+
+    def _value(self, key: str, value: Any) -> bytes:
+        try:
+            return encode_value(value, self._value_bytes_max)
+        except EncodingError as exc:
+            raise type(exc)(f"a value for {key!r:.100} cannot be stored: {exc}") from exc
 
     def _operations_max(self) -> int:
         """Changes in one command: what all replicas keep to, whatever this peer's settings say."""

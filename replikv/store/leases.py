@@ -168,7 +168,9 @@ def lease_id(lease: Lease | int | None) -> int:
             raise LeaseExpiredError(f"lease {lease.id} is over: its block has been left, or its time is up")
         return lease.id
     if type(lease) is not int or not 0 < lease < 1 << 64:
-        raise ConfigurationError(f"a lease is what store.lease() or grant_lease() gave, not {lease!r:.100}")
+        raise ConfigurationError(
+            f"a lease is what 'async with store.lease() as lease' or grant_lease() gave, not {lease!r:.100}"
+        )
     return lease
 
 
@@ -230,19 +232,20 @@ class LeaseCalls(Calls):
         payload = commands.encode_grant(self._ttl_ms(ttl_s))
         return commands.decode_grant_result(await self._run(payload))
 
-    async def keep_alive(self, lease: int) -> float:
+    async def keep_alive(self, lease: Lease | int) -> float:
         """Grant a lease its full time again: so many seconds from when this was called.
 
         Nothing is written for it. Count from before the call, and a little less: your clock is not the leader's. Raises
         LeaseExpiredError if it is not there any more, UnavailableError if the leader could not be asked in time: it may
         have been kept alive all the same. Cancelling it leaves nothing behind.
         """
-        _, ttl_ms, _ = await self._replicator.ask_of_lease(lease_id(lease), renew=True)
+        number = lease_id(lease)
+        _, ttl_ms, _ = await self._replicator.ask_of_lease(number, renew=True)
         if not ttl_ms:
-            raise LeaseExpiredError(no_lease(lease))
+            raise LeaseExpiredError(no_lease(number))
         return ttl_ms / 1000
 
-    async def revoke_lease(self, lease: int) -> bool:
+    async def revoke_lease(self, lease: Lease | int) -> bool:
         """End a lease and delete the keys attached to it; whether it was there.
 
         Up to ``settings.operations_per_command_max`` keys vanish at one revision; more go in several steps, and nothing
@@ -259,7 +262,7 @@ class LeaseCalls(Calls):
                 return True
             begun = True
 
-    async def time_to_live(self, lease: int) -> LeaseStatus:
+    async def time_to_live(self, lease: Lease | int) -> LeaseStatus:
         """What the leader knows of a lease, and the keys attached to it; does not keep it alive.
 
         Raises LeaseExpiredError if it is not there, UnavailableError. Cancelling it leaves nothing behind.

@@ -112,7 +112,7 @@ class Store(LeaseCalls):
         With a ``lease`` the key vanishes when that ends. Without one it stays, also if it was put with one before.
         """
         number = 0 if lease is None else await self._lease(lease)
-        payload = encode_put(self._key(key), encode_value(value, self._value_bytes_max), number)
+        payload = encode_put(self._key(key), self._value(key, value), number)
         result = await self._propose(MAP, payload)
         if result[0]:
             raise refusal(result)
@@ -139,7 +139,7 @@ class Store(LeaseCalls):
 
         The ``lease`` is for the key that is set; one that is there keeps its own.
         """
-        data = encode_value(value, self._value_bytes_max)
+        data = self._value(key, value)
         number = await self._lease(lease)
         result = await self._run(commands.encode_setdefault(self._key(key), data, number))
         old = commands.decode_old_value_result(result).value
@@ -164,11 +164,10 @@ class Store(LeaseCalls):
         Equality is Python's, of the values as a reader would get them: ``1 == 1.0 == True``. ``ABSENT`` stands for no
         value: expected, the key must not be there; as the value, the key is removed. ``lease`` is as in ``put``.
         """
-        limit = self._value_bytes_max
         payload = commands.encode_compare_and_set(
             self._key(key),
-            None if expected is ABSENT else encode_value(expected, limit),
-            None if value is ABSENT else encode_value(value, limit),
+            None if expected is ABSENT else self._value(key, expected),
+            None if value is ABSENT else self._value(key, value),
             await self._lease(lease),
         )
         self._check_size(len(payload))  # of two values
@@ -181,7 +180,7 @@ class Store(LeaseCalls):
         in ``put``.
         """
         check_count("revision", revision, 0)
-        data = encode_value(value, self._value_bytes_max)
+        data = self._value(key, value)
         number = await self._lease(lease)
         result = await self._run(commands.encode_replace(self._key(key), data, revision, number))
         return commands.decode_outcome_result(result).done
@@ -206,7 +205,7 @@ class Store(LeaseCalls):
         items: dict[bytes, bytes] = {}
         size = 0
         for key, value in mapping.items():
-            name, data = self._key(key), encode_value(value, self._value_bytes_max)
+            name, data = self._key(key), self._value(key, value)
             items[name] = data
             size += len(name) + len(data)
             self._check_size(size)

@@ -271,13 +271,18 @@ class Lowering:
         encode_key(self._scope + key, self._settings.key_bytes_max)
         return self._scope + key
 
-    def value(self, value: Any) -> bytes:
-        """A value, encoded."""
-        return encode_value(value, self._settings.value_bytes_max)
+    def value(self, key: str | None, value: Any) -> bytes:
+        """A value of a key, or one that a range is compared with, encoded."""
+        try:
+            return encode_value(value, self._settings.value_bytes_max)
+        except EncodingError as exc:
+            raise type(exc)(
+                f"a value for {'a range' if key is None else repr(key)[:100]} cannot be stored: {exc}"
+            ) from exc
 
     def put(self, key: str, value: Any, lease: Lease | int | None) -> choices.Put:
         """A put, for the machine."""
-        return choices.Put(self.key(key), self.value(value), lease_id(lease))
+        return choices.Put(self.key(key), self.value(key, value), lease_id(lease))
 
     def _choice(self, txn: Txn, depth: int) -> tuple[Choice, Txn]:
         if depth > DEPTH_MAX:
@@ -314,7 +319,7 @@ class Lowering:
             keys = range_of(self._scope, compare.prefix, compare.start, compare.stop)
         operand = compare.operand
         if compare.target == Target.VALUE:
-            operand = None if operand is ABSENT else self.value(operand)
+            operand = None if operand is ABSENT else self.value(compare.key, operand)
         return Comparison(compare.target, keys, _RELATIONS[compare.operator], operand)
 
     def _step(self, operation: Put | Delete | DeleteRange | Get | GetRange) -> choices.Step:

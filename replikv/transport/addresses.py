@@ -12,6 +12,8 @@ __all__ = ["Address", "parse_address"]
 PORT_MAX: Final = 65535
 EXPECTED: Final = "expected host:port, such as 10.0.0.1:7001, db1.example.org:7001 or [2001:db8::1]:7001"
 
+ANY_HOST: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104  # what is refused here
+
 
 class Address(NamedTuple):
     """Where to dial or listen: a name or an IP address, and a port."""
@@ -40,9 +42,14 @@ def parse_address(text: str, *, listening: bool = False) -> Address:
         raise ConfigurationError(
             f"address {text!r} has a port out of range: {'0 (any free one)' if listening else 1} to {PORT_MAX}"
         )
-    if host.startswith("[") and host.endswith("]"):
-        return Address(_ipv6(text, host[1:-1]), port)
-    return Address(_name(text, host), port)
+    bracketed = host.startswith("[") and host.endswith("]")
+    address = Address(_ipv6(text, host[1:-1]) if bracketed else _name(text, host), port)
+    if not listening and address.host in ANY_HOST:
+        raise ConfigurationError(
+            f"address {text!r} stands for all interfaces of whoever binds it, so nobody can dial it: give the address"
+            f" that others reach this peer by, and listen={text!r}"
+        )
+    return address
 
 
 def _ipv6(text: str, host: str) -> str:

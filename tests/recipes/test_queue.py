@@ -95,7 +95,7 @@ async def test_two_queues_are_two(autojump_clock: trio.abc.Clock) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "sentence"),
     [
-        ("", {}, "name of a queue"),
+        ("", {}, "name of one of the queues"),
         ("a/b", {}, "without '/', not 'a/b'"),
         ("a", {"visibility_s": 0}, "visibility_s must be greater than 0"),
         ("a", {"max_deliveries": 0}, "max_deliveries must be at least 1"),

@@ -221,9 +221,9 @@ async def test_what_makes_no_sense_is_refused(autojump_clock: trio.abc.Clock) ->
     async with Cluster("a") as cluster:
         registry = registry_of(cluster)
         for service in ("", "a/b"):
-            with pytest.raises(ConfigurationError, match="name of a service"):
+            with pytest.raises(ConfigurationError, match="name of one of the services"):
                 registry.resolve(service)
-            with pytest.raises(ConfigurationError, match="name of a service"):
+            with pytest.raises(ConfigurationError, match="name of one of the services"):
                 async with registry.register(service, "here"):
                     pytest.fail("entered")
         with pytest.raises(EncodingError):

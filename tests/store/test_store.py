@@ -27,6 +27,7 @@ from replikv.machine import commands
 from replikv.settings import Settings
 from replikv.store.entry import ABSENT, Entry
 from replikv.store.store import Store
+from replikv.store.txn import Compare, Put
 
 
 class Colour(enum.StrEnum):
@@ -295,6 +296,29 @@ async def test_limits_are_named_and_nothing_is_proposed(
 ) -> None:
     """Over a limit: ValueTooLargeError with the setting's name, and the map is as before."""
     with pytest.raises(ValueTooLargeError, match=limit):
+        await call(store)
+    assert store.revision == 0
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda store: store.put("here", 1j),
+        lambda store: store.update({"there": 1, "here": [{"deep": 1j}]}),
+        lambda store: store.setdefault("here", 1j),
+        lambda store: store.compare_and_set("here", 1j, 1),
+        lambda store: store.compare_and_set("here", 1, 1j),
+        lambda store: store.replace("here", 1j, revision=0),
+        lambda store: store.txn([], [Put("here", 1j)]),
+        lambda store: store.txn([Compare.value("here", "==", 1j)], []),
+        lambda store: store.transact(lambda tx: tx.put("here", 1j)),
+    ],
+)
+async def test_what_cannot_be_stored_is_named(store: Store, call: Callable[[Store], Awaitable[object]]) -> None:
+    """The error tells which key it was for: an update may have a thousand."""
+    with pytest.raises(
+        EncodingError, match="a value for 'here' cannot be stored: a value of type complex is not plain"
+    ):
         await call(store)
     assert store.revision == 0
 

@@ -37,6 +37,9 @@ def test_formats_back(text: str) -> None:
     [
         ("", "lacks a host or a port"),
         ("localhost", "lacks a host or a port"),
+        ("0.0.0.0:7001", "nobody can dial it.* listen='0.0.0.0:7001'"),
+        ("[::]:7001", "nobody can dial it"),
+        ("[0:0::0]:7001", "nobody can dial it"),
         (":7001", "lacks a host or a port"),
         ("localhost:", "no number"),
         ("localhost:http", "no number"),
