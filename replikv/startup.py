@@ -53,6 +53,10 @@ class Startup:
             raise ConfigurationError(f"data_dir must be a path, not {data_dir!r:.100}")
         if machine is not None and not isinstance(machine, StateMachine):
             raise ConfigurationError(f"machine must be an instance of a subclass of StateMachine, not {machine!r:.100}")
+        if machine is not None and (type(machine.version) is not int or machine.version < 1):
+            raise ConfigurationError(
+                f"a StateMachine has a version of at least 1, an int, not {machine.version!r:.100}"
+            )
         self._settings = settings
         self._node_id = node_id
         self._members = dict(members) if members is not None else None

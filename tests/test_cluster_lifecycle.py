@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -23,6 +23,7 @@ from replikv import (
     MemoryTransport,
     OutcomeUnknownError,
     Settings,
+    StateMachine,
     StorageError,
 )
 from replikv.storage.base import StorageFullError
@@ -33,6 +34,21 @@ from replikv.transport.base import Receiver
 
 class BodyError(Exception):
     pass
+
+
+class Unversioned(StateMachine):
+    """One that stands below the first version."""
+
+    version = 0
+
+    def apply(self, position: int, command: bytes) -> bytes:
+        return b""
+
+    def snapshot(self) -> Iterator[bytes]:
+        return iter(())
+
+    def restore(self, chunks: Iterable[bytes]) -> None:
+        pass
 
 
 # -- the block and the nursery -----------------------------------------------------------------------------------------
@@ -623,6 +639,7 @@ async def test_a_directory_that_is_a_file(tmp_path: Path) -> None:
         ({"node_id": "a", "members": ["a", "b"]}, r"members must be a dict.*not \['a', 'b'\]"),
         ({"node_id": "a", "settings": {"zone": "b"}}, "settings must be a Settings.*not {'zone': 'b'}"),
         ({"node_id": "a", "machine": list}, "machine must be an instance of a subclass of StateMachine"),
+        ({"node_id": "a", "machine": Unversioned()}, "a version of at least 1, an int, not 0"),
         ({"node_id": "a", "data_dir": 5}, "data_dir must be a path, not 5"),
     ],
 )

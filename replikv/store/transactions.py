@@ -229,16 +229,11 @@ class Transaction:
 
     # -- for who runs it -----------------------------------------------------------------------------------------------
 
-    @property
-    def writes(self) -> bool:
-        """Whether there is anything to commit."""
-        return bool(self._writes)
-
-    def end(self) -> None:
+    def _end(self) -> None:
         """The function has returned."""
         self._ended = True
 
-    def command(self) -> bytes:
+    def _command(self) -> bytes:
         """One compare-and-write: what was read must be as it was."""
         compares = [
             Comparison(Target.MOD_REVISION, key, Relation.EQUAL, revision) for key, revision in self._keys_read.items()
@@ -253,7 +248,7 @@ class Transaction:
             )
         return payload
 
-    def still_holds(self, keyspace: Keyspace) -> bool:
+    def _still_holds(self, keyspace: Keyspace) -> bool:
         """Whether all that was read is the same in another state of the map."""
         for key, revision in self._keys_read.items():
             record = keyspace.get(key)
@@ -279,12 +274,12 @@ async def run_transaction(
         tx = Transaction(replicator.replica.keyspace, scope, settings)
         answer = _run(fn, tx, args)
         runs += 1
-        if isinstance(answer, outcome.Error) or not tx.writes:
+        if isinstance(answer, outcome.Error) or not tx._writes:
             # An exception is an answer, too, and may come of a state that is long past: "no such account".
             if not fresh:
                 await _barrier(replicator, deadline, answer)
                 fresh = True
-                if not tx.still_holds(replicator.replica.keyspace):
+                if not tx._still_holds(replicator.replica.keyspace):
                     continue  # nothing can change between the barrier and the next run
             return answer.unwrap()
         if runs > 1 and trio.current_time() >= deadline:
@@ -292,7 +287,7 @@ async def run_transaction(
                 f"what the transaction reads was changed by others in each of {runs - 1} runs within"
                 f" {settings.request_timeout_s} s; nothing was changed by it: let fewer of them meet, or read less"
             )
-        result = await replicator.propose(_MAP, tx.command(), deadline)
+        result = await replicator.propose(_MAP, tx._command(), deadline)
         if result[0]:
             raise refusal(result)
         _, done = decode_transact_result(result[1:])
@@ -307,7 +302,7 @@ def _run(fn: Callable[[Transaction, *Ts], T], tx: Transaction, args: tuple[*Ts])
     except Exception as exc:  # whatever it is, it is the caller's
         return outcome.Error(exc)
     finally:
-        tx.end()
+        tx._end()
     if inspect.iscoroutine(value):
         value.close()
         raise ConfigurationError(f"{fn!r:.100} returned a coroutine: transact takes a plain function")
