@@ -23,7 +23,7 @@ async def victims_of(group: Group, number: int, chance: random.Random) -> list[s
             return ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(50, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(50, marks=pytest.mark.long)])
 async def test_kill_nine_loses_nothing_that_was_acknowledged(tmp_path: Path, rounds: int) -> None:
     """The leader, any peer, all three at once, under load from all of them, time and again.
 

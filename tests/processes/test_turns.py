@@ -26,7 +26,7 @@ async def holder(group: Group) -> str:
             await trio.sleep(0.01)
 
 
-@pytest.mark.parametrize("rounds", [4, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(40, marks=pytest.mark.long)])
 async def test_one_leads_at_a_time_whoever_is_killed_or_stopped(tmp_path: Path, rounds: int) -> None:
     """The holder and the cluster's leader, in turn, are killed with -9, or stopped for longer than the time to live.
 
