@@ -99,9 +99,9 @@ GIVEN: dict[str, object] = {
 STORED = {"accounts/alice": 100, "lock": "somebody", "users/ann": {"schema-version": 1, "name": "Ann", "email": None}}
 
 ONLY_COMPILED = {
-    "docs/disk.md": "it restarts a storage that what is left out has stopped",
+    "docs/disk.md": "what the disk is to be used for is left to the reader",
     "docs/recovery.md": "it takes the directory of a peer that has lost its majority",
-    "docs/security.md": "it takes certificates, which its example makes",
+    "docs/security.md": "it takes certificates",
 }
 """Page -> why what it shows cannot run here."""
 
