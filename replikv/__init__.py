@@ -43,6 +43,7 @@ from replikv.store.subscriptions import Subscription
 from replikv.store.transactions import Transaction
 from replikv.store.txn import Compare, Delete, DeleteRange, Get, GetRange, Operation, Put, Txn, TxnResult
 from replikv.store.typed import TypedChange, TypedEntry, TypedStore
+from replikv.store.watch import Watch
 from replikv.transport.base import Channel, Hello, Receiver, Transport
 from replikv.transport.memory import MemoryNetwork, MemoryTransport
 from replikv.transport.tcp import TcpTransport
@@ -107,5 +108,6 @@ __all__ = [
     "UnavailableError",
     "UpgradeRequiredError",
     "ValueTooLargeError",
+    "Watch",
     "WrongClusterError",
 ]
