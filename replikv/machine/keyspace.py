@@ -103,12 +103,13 @@ class Keyspace:
         self._log: dict[int, tuple[Any, ...]] = {}
         """revision -> (bytes of all changes up to it, then key, record and replaced record of each of its changes), for
         each revision in (physical_floor, revision]. Flat: nested tuples are what the garbage collector would walk."""
-        self._bytes = 0
-        """Bytes of all changes ever logged here; differences of it are what stretches of the log hold."""
+        self.changed_bytes = 0
+        """What all changes ever made here have cost in memory, about. It only grows; differences of it are what
+        stretches of the log hold."""
         self._floor_bytes = 0
-        """``_bytes`` as of the logical floor."""
+        """``changed_bytes`` as of the logical floor."""
         self._trimmed_bytes = 0
-        """``_bytes`` as of the physical floor."""
+        """``changed_bytes`` as of the physical floor."""
         self._firm_pins: dict[int, int] = {}
         self._breakable_pins: dict[int, int] = {}
         """revision -> how many pins hold it."""
@@ -314,11 +315,6 @@ class Keyspace:
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
-    @property
-    def changed_bytes(self) -> int:
-        """What all changes ever made here have cost in memory, about; it only grows. O(1)."""
-        return self._bytes
-
     def put(self, key: str, value: bytes, lease: int = 0) -> int:
         """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key."""
         records = self._records[hash(key) >> _SHARD]
@@ -340,8 +336,8 @@ class Keyspace:
             self._places[key] = bytearray(_pack_place(revision, 3))
         else:
             places += _pack_place(revision, 3)
-        self._bytes += CHANGE_BYTES + len(key) + len(previous) - _HEAD_BYTES
-        self._log[revision] = (self._bytes, key, record, previous)
+        self.changed_bytes += CHANGE_BYTES + len(key) + len(previous) - _HEAD_BYTES
+        self._log[revision] = (self.changed_bytes, key, record, previous)
         self.revision = revision
         if self.physical_floor < self._target:
             self.trim(2 + _TRIM_CHANGES)
@@ -391,11 +387,11 @@ class Keyspace:
             if previous is not None:
                 self._digest -= digest_of(key, previous)
             places.setdefault(key, bytearray()).extend(_pack_place(revision, len(changes) + 3))
-            self._bytes += CHANGE_BYTES + len(key) + (len(previous) - _HEAD_BYTES if previous is not None else 0)
+            self.changed_bytes += CHANGE_BYTES + len(key) + (len(previous) - _HEAD_BYTES if previous is not None else 0)
             changes += (key, record, previous)
         if not changes:
             return self.revision
-        self._log[revision] = (self._bytes, *changes)
+        self._log[revision] = (self.changed_bytes, *changes)
         self.revision = revision
         if self.physical_floor < self._target:
             self.trim(2 * len(changes) // 3 + _TRIM_CHANGES)
@@ -419,7 +415,7 @@ class Keyspace:
     @property
     def history_bytes(self) -> int:
         """What the history above the logical floor costs in memory, about. O(1)."""
-        return self._bytes - self._floor_bytes
+        return self.changed_bytes - self._floor_bytes
 
     @property
     def pinned_bytes(self) -> int:
@@ -432,7 +428,7 @@ class Keyspace:
         O(1), and O(log of the history) where its bytes are too many: it is asked in every turn of the leader.
         """
         low = max(self.floor, self.revision - revisions_max)
-        excess = self._bytes - bytes_max
+        excess = self.changed_bytes - bytes_max
         if self._bytes_at(low) >= excess:
             return low
         revisions = range(low, self.revision + 1)

@@ -5,7 +5,9 @@ Equal logs make equal replicas, byte for byte, whatever happened locally meanwhi
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import struct
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -124,19 +126,38 @@ class Replica:
             UpgradeRequiredError: what comes now in the log is for replicas that know more than this one. It has not
                 been applied, and nothing may be applied after it.
         """
-        apply = self._apply
         results: list[bytes] = []
         while (start := len(results)) < len(commands):
+            results += self.apply_some(commands[start:])
+        return results
+
+    def apply_some(self, commands: Sequence[bytes]) -> list[bytes]:
+        """:meth:`apply_many` up to where much was done, but at least one; the results of those that were applied.
+
+        A command may change a thousand keys, and 64 of those take half a second.
+        """
+        if not commands:
+            return []
+        apply = self._apply
+        keyspace = self.map.keyspace
+        sizes = list(itertools.accumulate(map(len, commands)))
+        commands = commands[: max(1, bisect.bisect_right(sizes, _APPLIED_BYTES))]
+        most = keyspace.changed_bytes + _APPLIED_BYTES - sizes[len(commands) - 1]
+        results: list[bytes] = []
+        enough = False
+        while not enough and (start := len(results)) < len(commands):
             # A checksum is the same however it is cut, so the chain is carried on for many results at once; behind the
             # first UPGRADE it begins.
             upgraded = self.governance.versions.commands > 0
             room = INTERVAL - self.position % INTERVAL if upgraded else 1
-            taken = [apply(command) for command in commands[start : start + room]]
-            results += taken
+            for command in commands[start : start + room]:
+                results.append(apply(command))
+                if keyspace.changed_bytes > most:
+                    enough = True
+                    break
             if upgraded:
-                governance = self.governance
-                governance.chain = zlib.crc32(b"".join(taken), governance.chain)
-                if len(taken) == room:
+                self.governance.chain = zlib.crc32(b"".join(results[start:]), self.governance.chain)
+                if not self.position % INTERVAL:
                     self._note()
         return results
 
@@ -191,21 +212,6 @@ class Replica:
         except Exception as exc:  # whatever it raises, it raises on every replica
             return f"raised {type(exc).__qualname__}".encode()
         return told if type(told) is bytes else f"returned {type(told).__qualname__}".encode()
-
-    def apply_some(self, commands: Sequence[bytes]) -> list[bytes]:
-        """:meth:`apply_many` up to where much was done, but at least one; the results of those that were applied.
-
-        A command may change a thousand keys, and 64 of those take half a second.
-        """
-        apply, keyspace = self.apply, self.keyspace
-        results = []
-        most = keyspace.changed_bytes + _APPLIED_BYTES
-        for command in commands:
-            results.append(apply(command))
-            most -= len(command)
-            if keyspace.changed_bytes > most:
-                break
-        return results
 
     def advance(self, numbers: int) -> None:
         """Leave so many positions and revisions out. Not a command: for a replica that begins a new log.
