@@ -97,7 +97,6 @@ class DiskStorage(Storage):
             raise InternalError(f"{self._directory} belongs to {self.identity.node_id} already")
         self._expect_durable(snapshot)
         self._snapshots.remove_after(snapshot.index)
-        remove_temporaries(self._filesystem, self._directory)
         hard_state = HardState(snapshot.term, NO_NODE, snapshot.index)
         self._wal = Wal.create(
             self._filesystem,
@@ -124,7 +123,6 @@ class DiskStorage(Storage):
         if self.identity is None:
             raise InternalError(f"{self._directory} was moved before it was initialized")
         identity = dataclasses.replace(self.identity, address=address, listen=listen)
-        remove_temporaries(self._filesystem, self._directory)
         write_meta(self._filesystem, self._directory, identity)
         self.identity = identity
 

@@ -15,10 +15,21 @@ import os
 from pathlib import Path
 from typing import Final
 
-from replikv.errors import StorageError
+from replikv.errors import InternalError, StorageError
 from replikv.storage.base import StorageFullError
 
-__all__ = ["SECTOR_BYTES", "TEMPORARY_SUFFIX", "File", "FileSystem", "OsFile", "OsFileSystem", "remove_temporaries"]
+__all__ = [
+    "SECTOR_BYTES",
+    "TEMPORARY_SUFFIX",
+    "File",
+    "FileSystem",
+    "OsFile",
+    "OsFileSystem",
+    "ReadOnlyFileSystem",
+    "directory_sync_refusal",
+    "refusal",
+    "remove_temporaries",
+]
 
 SECTOR_BYTES: Final = 512
 """What a disk writes whole or not at all. etcd and SQLite rest on 512 too: disks of 4096 only promise more."""
@@ -91,7 +102,10 @@ class FileSystem(abc.ABC):
 
     @abc.abstractmethod
     def sync_directory(self, path: Path) -> None:
-        """Make the names in the directory durable."""
+        """Make the names in the directory durable.
+
+        What fails here is never a StorageFullError: nobody knows what is durable, and it must not be tried again.
+        """
 
 
 class OsFile(File):
@@ -106,7 +120,7 @@ class OsFile(File):
         try:
             return os.fstat(self._descriptor).st_size
         except OSError as error:
-            raise _refusal("read the size of", self.path, error) from error
+            raise refusal("read the size of", self.path, error) from error
 
     def pread(self, length: int, offset: int) -> bytes:
         """As :meth:`File.pread`."""
@@ -120,7 +134,7 @@ class OsFile(File):
                 length -= len(part)
                 offset += len(part)
         except OSError as error:
-            raise _refusal("read", self.path, error) from error
+            raise refusal("read", self.path, error) from error
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def pwrite(self, data: bytes | bytearray, offset: int) -> None:
@@ -130,21 +144,21 @@ class OsFile(File):
             while written < len(data):
                 written += os.pwrite(self._descriptor, memoryview(data)[written:], offset + written)
         except OSError as error:
-            raise _refusal("write to", self.path, error) from error
+            raise refusal("write to", self.path, error) from error
 
     def fdatasync(self) -> None:
         """As :meth:`File.fdatasync`."""
         try:
             os.fdatasync(self._descriptor)
         except OSError as error:
-            raise _refusal("sync", self.path, error) from error
+            raise refusal("sync", self.path, error) from error
 
     def fsync(self) -> None:
         """As :meth:`File.fsync`."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:
-            raise _refusal("sync", self.path, error) from error
+            raise refusal("sync", self.path, error) from error
 
     def try_lock(self) -> bool:
         """As :meth:`File.try_lock`."""
@@ -153,7 +167,7 @@ class OsFile(File):
         except BlockingIOError:
             return False
         except OSError as error:
-            raise _refusal("lock", self.path, error) from error
+            raise refusal("lock", self.path, error) from error
         return True
 
     def close(self) -> None:
@@ -172,7 +186,7 @@ class OsFileSystem(FileSystem):
         try:
             return OsFile(path, os.open(path, flags, 0o600))
         except OSError as error:
-            raise _refusal("open", path, error) from error
+            raise refusal("open", path, error) from error
 
     def free_bytes(self, path: Path) -> int | None:
         """As :meth:`FileSystem.free_bytes`: what this user may write, quotas aside."""
@@ -187,21 +201,21 @@ class OsFileSystem(FileSystem):
         try:
             source.rename(target)
         except OSError as error:
-            raise _refusal(f"rename {source} to", target, error) from error
+            raise refusal(f"rename {source} to", target, error) from error
 
     def unlink(self, path: Path) -> None:
         """As :meth:`FileSystem.unlink`."""
         try:
             path.unlink()
         except OSError as error:
-            raise _refusal("remove", path, error) from error
+            raise refusal("remove", path, error) from error
 
     def list_directory(self, path: Path) -> list[str]:
         """As :meth:`FileSystem.list_directory`."""
         try:
             return sorted(os.listdir(path))
         except OSError as error:
-            raise _refusal("list", path, error) from error
+            raise refusal("list", path, error) from error
 
     def make_directory(self, path: Path) -> None:
         """As :meth:`FileSystem.make_directory`."""
@@ -216,7 +230,7 @@ class OsFileSystem(FileSystem):
         except StorageError:
             raise
         except OSError as error:
-            raise _refusal("make the directory", path, error) from error
+            raise refusal("make the directory", path, error) from error
 
     def sync_directory(self, path: Path) -> None:
         """As :meth:`FileSystem.sync_directory`."""
@@ -227,7 +241,36 @@ class OsFileSystem(FileSystem):
             finally:
                 os.close(descriptor)
         except OSError as error:
-            raise _refusal("sync the directory", path, error) from error
+            raise directory_sync_refusal(path, error) from error
+
+
+class ReadOnlyFileSystem(OsFileSystem):
+    """The file system of the operating system, for whoever only looks: it needs no right to write, and refuses to."""
+
+    def open(self, path: Path, *, create: bool = False) -> File:
+        """As :meth:`FileSystem.open`, for reading only."""
+        if create:
+            raise InternalError(f"{path} was to be created by somebody who only looks")
+        try:
+            return OsFile(path, os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            raise refusal("open", path, error) from error
+
+    def rename(self, source: Path, target: Path) -> None:
+        """Raises InternalError, as everything does that would change something."""
+        raise InternalError(f"{source} was to be renamed to {target}, by somebody who only looks")
+
+    def unlink(self, path: Path) -> None:
+        """As :meth:`rename`."""
+        raise InternalError(f"{path} was to be removed by somebody who only looks")
+
+    def make_directory(self, path: Path) -> None:
+        """As :meth:`rename`."""
+        raise InternalError(f"the directory {path} was to be made by somebody who only looks")
+
+    def sync_directory(self, path: Path) -> None:
+        """As :meth:`rename`."""
+        raise InternalError(f"{path} was to be synced by somebody who only looks")
 
 
 def remove_temporaries(filesystem: FileSystem, directory: Path) -> None:
@@ -237,10 +280,21 @@ def remove_temporaries(filesystem: FileSystem, directory: Path) -> None:
             filesystem.unlink(directory / name)
 
 
-def _refusal(attempt: str, path: Path, error: OSError) -> StorageError:
+def refusal(attempt: str, path: Path, error: OSError) -> StorageError:
+    """What a failure of the operating system becomes: says what was attempted, with which file, and what to do."""
     reason = f"cannot {attempt} {path}: {error.strerror or error}"
     if error.errno in _FULL:
         return StorageFullError(f"{reason}; make room on that disk: nothing is broken")
     if error.errno in _DENIED:
         return StorageError(f"{reason}; the process needs to read and write the data directory: change its rights")
     return StorageError(f"{reason}; look at the disk and at the kernel's log before this peer is started again")
+
+
+def directory_sync_refusal(path: Path, error: OSError) -> StorageError:
+    """As :func:`refusal`: for want of room, too, it is as fatal as any."""
+    if error.errno in _FULL:
+        return StorageError(
+            f"cannot sync the directory {path}: {error.strerror or error}; a failed sync is not tried again:"
+            " make room on that disk, then restart this peer"
+        )
+    return refusal("sync the directory", path, error)

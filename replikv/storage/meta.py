@@ -5,6 +5,7 @@ Its presence is what makes a directory more than empty: it is written last, once
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import zlib
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from replikv.errors import CorruptionError, StorageError
-from replikv.storage.base import Identity
+from replikv.storage.base import Identity, StorageFullError
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem
 
 __all__ = [
@@ -52,7 +53,7 @@ def read_meta(filesystem: FileSystem, directory: Path) -> Identity | None:
 
 
 def write_meta(filesystem: FileSystem, directory: Path, identity: Identity) -> None:
-    """Write the file, durably and all at once. There must be no temporary one."""
+    """Write the file, durably and all at once."""
     line = json.dumps({"format": FORMAT, **dataclasses.asdict(identity)}, separators=(",", ":")).encode()
     _write(filesystem, directory, META_NAME, line)
 
@@ -65,14 +66,15 @@ def read_incarnation(filesystem: FileSystem, directory: Path) -> str | None:
 
 
 def write_incarnation(filesystem: FileSystem, directory: Path, incarnation: str) -> None:
-    """Write the file, durably and all at once. There must be no temporary one."""
+    """Write the file, durably and all at once."""
     _write(filesystem, directory, INCARNATION_NAME, incarnation.encode())
 
 
 def forget_incarnation(filesystem: FileSystem, directory: Path) -> None:
-    """Delete the file: ``meta`` says it from now on."""
+    """Delete the file: ``meta`` says it from now on. Where there is no room for that, the next start does it."""
     if INCARNATION_NAME in filesystem.list_directory(directory):
-        filesystem.unlink(directory / INCARNATION_NAME)
+        with contextlib.suppress(StorageFullError):
+            filesystem.unlink(directory / INCARNATION_NAME)
 
 
 def _read(filesystem: FileSystem, directory: Path, name: str) -> bytes:
@@ -91,6 +93,9 @@ def _read(filesystem: FileSystem, directory: Path, name: str) -> bytes:
 
 def _write(filesystem: FileSystem, directory: Path, name: str, line: bytes) -> None:
     temporary = directory / f"{name}{TEMPORARY_SUFFIX}"
+    # Never into the file of an attempt that failed: it may be longer, and a second sync of it would prove nothing.
+    if temporary.name in filesystem.list_directory(directory):
+        filesystem.unlink(temporary)
     file = filesystem.open(temporary, create=True)
     try:
         file.pwrite(line + b"\n" + _checksum(line), 0)

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from replikv.errors import CorruptionError, StorageError
-from replikv.storage.base import StorageFullError
 from replikv.storage.filesystem import SECTOR_BYTES, TEMPORARY_SUFFIX, File, FileSystem
 
 __all__ = ["FRAMES_START", "Segment", "SegmentHead", "SegmentSupply", "segment_names"]
@@ -132,10 +131,7 @@ class SegmentSupply:
             self._discard(temporary, file)
             raise
         file.close()
-        try:
-            self._filesystem.sync_directory(self._directory)
-        except StorageFullError as error:
-            raise StorageError(f"{error}; a failed sync is not tried again: restart this peer") from error
+        self._filesystem.sync_directory(self._directory)
         return Segment(path, head), self._filesystem.open(path)
 
     def close(self) -> None:

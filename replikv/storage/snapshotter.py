@@ -16,7 +16,7 @@ from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.entries import SnapshotMetadata
-from replikv.storage.base import SnapshotWriter
+from replikv.storage.base import SnapshotWriter, StorageFullError
 from replikv.storage.chunkfile import ChunkFileReader, ChunkFileWriter, ChunkFormat
 from replikv.storage.filesystem import TEMPORARY_SUFFIX, FileSystem, remove_temporaries
 from replikv.storage.records import pack_snapshot, unpack_snapshot
@@ -86,7 +86,9 @@ class Snapshotter:
             if self._newest is None or metadata.index >= self._newest.index:
                 self._newest = metadata
             for path in self._paths()[: -self._kept]:
-                self._filesystem.unlink(path)
+                # Where removing needs room that is not there, the next one removes it: this one is durable already.
+                with contextlib.suppress(StorageFullError):
+                    self._filesystem.unlink(path)
 
     def _paths(self) -> list[Path]:
         """The snapshot files, the newest last."""

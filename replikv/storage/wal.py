@@ -135,10 +135,7 @@ class Wal:
 
         Raises InternalError, before anything is written, for entries that leave a gap.
         """
-        if self._failure is not None:
-            raise StorageError(
-                f"{self._directory} takes no more writes, since one has failed ({self._failure}): restart this peer"
-            ) from self._failure
+        self._expect_sound()
         last_index = self._last_index_after(writes)
         parts = encode_writes(writes)
         if not parts:
@@ -153,11 +150,24 @@ class Wal:
         self._last_index = last_index
 
     def release(self, index: int) -> None:
-        """Delete the segments before the last one that hold only entries up to ``index``."""
-        while len(self._segments) > 1 and self._segments[0].last_index <= index:
-            self._filesystem.unlink(self._segments.pop(0).path)
-            # One at a time: a crash must not leave the earlier of two behind, which would look like a gap.
-            self._filesystem.sync_directory(self._directory)
+        """Delete the segments before the last one that hold only entries up to ``index``.
+
+        Where that takes room that is not there, they stay until the next time. Any other failure is final, as that of
+        a write: what of it is durable nobody knows, and to go on deleting could leave a gap.
+        """
+        self._expect_sound()
+        try:
+            while len(self._segments) > 1 and self._segments[0].last_index <= index:
+                try:
+                    self._filesystem.unlink(self._segments[0].path)
+                except StorageFullError:
+                    return  # a file system that never writes in place needs room for this, too
+                del self._segments[0]
+                # One at a time: a crash must not leave the earlier of two behind, which would look like a gap.
+                self._filesystem.sync_directory(self._directory)
+        except BaseException as error:
+            self._failure = error
+            raise
 
     def close(self) -> None:
         """Close the files, and end the thread if there is one."""
@@ -166,6 +176,12 @@ class Wal:
             self._file.close()
         if self._failure is None:
             self._failure = InternalError("it was closed")
+
+    def _expect_sound(self) -> None:
+        if self._failure is not None:
+            raise StorageError(
+                f"{self._directory} takes no more writes, since one has failed ({self._failure}): restart this peer"
+            ) from self._failure
 
     def _append(self, parts: list[bytes], writes: Sequence[Write]) -> None:
         if self._soiled_end:
