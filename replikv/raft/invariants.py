@@ -199,6 +199,12 @@ class Invariants:
         self._seen.pop(node_id, None)
         self._reads = {read: asked for read, asked in self._reads.items() if read[0] != node_id}
 
+    def replaced(self, node_id: str) -> None:
+        """The node was removed, and its disk thrown away: whoever joins under its id has promised nothing yet."""
+        self.restarted(node_id)
+        self._told_term.pop(node_id, None)
+        self._votes = {vote: candidate for vote, candidate in self._votes.items() if vote[0] != node_id}
+
     # -- one core ------------------------------------------------------------------------------------------------------
 
     def _check_start(self, raft: Raft) -> None:
