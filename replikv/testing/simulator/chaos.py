@@ -256,6 +256,8 @@ class Operator:
         leader = self._leader()
         if leader is not None:
             membership = leader.node.raft.membership
+            if membership.joint and not membership.auto_leave and self.simulation.chaos.over:
+                self._propose(leader, [], forced=True)
             for host in self.simulation.hosts.values():
                 if host.lost and host.node_id in membership.ids:
                     self._propose(leader, [MemberChange(ChangeKind.REMOVE, host.node_id)], forced=True)

@@ -239,11 +239,31 @@ class Host:
         """The process was removed from the cluster: its disk is worth nothing any more."""
         if self.process is not process:
             return
+        if not self.dispensable():
+            self.simulation.after(1.0, self.retire, process, why)
+            return
         self.simulation.counts["peers removed"] += 1
         self.simulation.tell(f"{self.node_id} leaves the cluster: {why}")
         self._end_process()
         self.simulation.oracle.left(self.node_id)
         self.new_disk()
+
+    def dispensable(self) -> bool:
+        """Whether a majority of the voters know that it is removed, on their disks.
+
+        Until then its vote may be needed, or what it knows to be committed: whoever operates a cluster lets a removed
+        peer run, or keeps its disk, until the others go on without it.
+        """
+        membership = self.simulation.membership
+        if membership.joint or self.node_id in membership.ids:
+            return False
+        hosts = self.simulation.hosts
+        knowing = [
+            node_id
+            for node_id in membership.voters
+            if (process := hosts[node_id].process) is not None and process.admission.membership.ids == membership.ids
+        ]
+        return 2 * len(knowing) > len(membership.voters)
 
     def _restart_later(self) -> None:
         self.simulation.after(self.random.choice((0.1, 1.0, 5.0)) * self.random.uniform(0.5, 1.5), self.start)

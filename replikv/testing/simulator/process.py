@@ -310,7 +310,7 @@ class Process:
     def _leave(self) -> None:
         if self.node_id in self.admission.membership.ids:
             return
-        if self.node.raft.leader == self.node_id:
+        if self.node.raft.leader == self.node_id or not self.host.dispensable():
             self.later(self.settings.election_timeout_s, self._leave)
         else:
             self.simulation.after(0.0, self.host.retire, self, "removed")

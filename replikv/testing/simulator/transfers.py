@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -72,7 +73,13 @@ class Transfer:
         if not self._passes():
             self._fail("the connection broke")
         elif self.receiver is not None:
-            self.receiver.run(self._take_offer)
+            self._have(self.receiver, self._take_offer)
+
+    def _have(self, receiver: Process, step: Callable[[], None]) -> None:
+        """Have the receiver take a step, which it may not survive."""
+        receiver.run(step)
+        if receiver.over:
+            self._fail("the other side has ended")
 
     def _send(self) -> None:
         receiver = self.receiver
@@ -83,7 +90,7 @@ class Transfer:
         elif receiver.stalled:
             self.sender.later(0.2, self._send)
         else:
-            receiver.run(self._take_chunk)
+            self._have(receiver, self._take_chunk)
 
     def _wait(self) -> None:
         """Everything is sent, and the answer is not there yet."""
@@ -120,6 +127,10 @@ class Transfer:
         if self.term < receiver.driver.node.raft.term:
             self._fail("a newer leader is known")
         elif self._metadata.index <= receiver.storage.image.snapshot().index:
+            # The leader does not know it yet: what there is is said by the core.
+            receiver.driver.install(
+                ReceivedSnapshot(self.sender.node_id, self.term, self._metadata, None, trio.Event())
+            )
             self._fail("there is one at least as new")
         elif receiver.reception is not None:
             if receiver.reception.whole or receiver.reception.term > self.term:
@@ -132,7 +143,7 @@ class Transfer:
             if self._waited > 40:
                 self._fail("its own snapshot takes too long")
             else:
-                receiver.later(0.1, self._take_offer)
+                self.sender.later(0.1, self._offer)
         else:
             self._receive(receiver)
 
