@@ -41,10 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument("--seeds", type=_seeds, default=range(1, 101), metavar="A..B", help="or one: 17 (1..100)")
     simulate.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
     simulate.add_argument("--seconds", type=float, metavar="S", help="begin no more seeds after so long")
-    simulate.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="an option, whatever the seed")
+    simulate.add_argument(
+        "--set", action="append", default=[], metavar="NAME=VALUE", help="an option, whatever the seed"
+    )
     simulate.add_argument("--planted", choices=sorted(CATALOGUE), metavar="BUG", help="with this bug in the code")
     simulate.add_argument("--transcript", action="store_true", help="write one line per event, of each seed")
-    simulate.add_argument("--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON")
+    simulate.add_argument(
+        "--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON"
+    )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
     options = parser.parse_args(arguments)
     try:
@@ -139,7 +143,7 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
             if terminal or done % 100 == 0:
                 elapsed = time.monotonic() - began
                 sys.stderr.write(
-                    f"{chr(13) if terminal else ''}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
+                    f"{chr(13) * terminal}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
                     f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
                 )
                 sys.stderr.flush()

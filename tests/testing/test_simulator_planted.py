@@ -8,7 +8,7 @@ import pytest
 
 from replikv.testing.simulator.planted import CATALOGUE, find
 
-QUICK = {"vote-twice": 1}
+QUICK = {"acknowledge-before-sync": 1, "skip-the-sync-of-the-log": 1}
 """Bugs that the short run plants, and the seed in which each shows: all others take too long for it."""
 
 

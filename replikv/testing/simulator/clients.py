@@ -126,9 +126,8 @@ class Client:
             self._end("unknown")
 
     def _done(self, answer: outcome.Outcome[Answer]) -> None:
-        if isinstance(answer, outcome.Value):
-            result, revision = answer.value
-            self._end("ok", result, revision)
+        if not isinstance(answer, outcome.Error):
+            self._end("ok", *answer.unwrap())
         elif isinstance(answer.error, UnavailableError | _RefusedError):
             self._end("fail")
         elif isinstance(answer.error, OutcomeUnknownError):
@@ -192,15 +191,9 @@ class Client:
             return {"op": "delete", "key": key}, self._delete(process, key)
         other = f"r{random.randrange(self.simulation.options.keys)}"
         expected = self._seen.get(key, ABSENT)
-        asked = {
-            "compares": [[key, "==", expected]],
-            "then": {key: value, other: value + "+"},
-            "otherwise": {},
-            "reads": [key],
-        }
-        if other == key:
-            asked["then"] = {key: value}
-        return {"op": "txn", "value": asked}, self._transact(process, key, expected, asked["then"])
+        writes = {other: value + "+", key: value}
+        asked = {"compares": [[key, "==", expected]], "then": writes, "otherwise": {}, "reads": [key]}
+        return {"op": "txn", "value": asked}, self._transact(process, key, expected, writes)
 
     @staticmethod
     async def _put(process: Process, key: str, value: str) -> Answer:

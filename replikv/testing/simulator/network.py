@@ -33,6 +33,7 @@ class Network:
         self.delay_s = options.delay_s
         self.jitter_s = options.jitter_s
         self.reorder = options.reorder
+        self.late = options.late
         self.loss = options.loss
         self.duplication = options.duplication
         self.cut: set[tuple[str, str]] = set()
@@ -74,7 +75,7 @@ class Network:
         """Nothing is lost from now on."""
         self.cut.clear()
         self._unsettled.clear()
-        self.loss = self.duplication = 0.0
+        self.loss = self.duplication = self.late = 0.0
         self.reorder = False
 
     def disconnect(self, one: str, other: str) -> None:
@@ -160,11 +161,10 @@ class Network:
                 counts["frames not taken"] += 1
                 return False  # its outbox is full
         at = simulation.now + self.delay_s + self.jitter_s * random.random()
-        if self.reorder:
-            if random.random() < 0.02:
-                at += random.random()
-                counts["frames late"] += 1
-        else:
+        if self.late and random.random() < self.late:
+            at += 2 * random.random()
+            counts["frames late"] += 1
+        elif not self.reorder:
             at = self._last[link] = max(at, self._last.get(link, 0.0))
         simulation.at(at, self._deliver, (receiver, sender, frame))
         if self.duplication and random.random() < self.duplication:

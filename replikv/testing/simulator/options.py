@@ -61,6 +61,8 @@ class Options:
     delay_s: float = 0.002
     jitter_s: float = 0.003
     reorder: bool = False
+    late: float = 0.0
+    """How likely a frame is to come up to two seconds late, overtaken by all that were sent meanwhile."""
     loss: float = 0.0
     duplication: float = 0.0
     partitions: float = 0.0
@@ -125,6 +127,7 @@ class Options:
             delay_s=random.choice([0.0005, 0.002, 0.01]),
             jitter_s=random.choice([0.0005, 0.005, 0.03]),
             reorder=random.random() < 0.5,
+            late=maybe(0.002, 0.03, 0.3),
             loss=maybe(0.01, 0.1),
             duplication=maybe(0.01, 0.1),
             partitions=maybe(0.05, 0.3),
@@ -188,6 +191,7 @@ FAULT_GROUPS: Final = (
     ("loss",),
     ("duplication",),
     ("reorder",),
+    ("late",),
     ("stalls",),
     ("drift",),
     ("give_up",),

@@ -186,7 +186,9 @@ class Oracle:
             broken("chained changes", f"revision {revision} of {process.node_id} changes nothing")
         for key, record, previous in changes:
             if self.map.get(key) != previous:
-                broken("chained changes", f"{process.node_id} has replaced another {key!r} at {revision} than there was")
+                broken(
+                    "chained changes", f"{process.node_id} has replaced another {key!r} at {revision} than there was"
+                )
             created, modified, version, _, live = HEAD.unpack_from(record)
             if live:
                 before = HEAD.unpack_from(previous) if previous is not None else (revision, 0, 0, 0, 1)

@@ -323,7 +323,6 @@ def _ignore(_moved: Moved) -> None:
 def describe(membership: Membership) -> str:
     """A membership in few words."""
     words = [f"voters {','.join(sorted(membership.voters))}"]
-    for name in ("outgoing", "learners", "learners_next"):
-        if ids := getattr(membership, name):
-            words.append(f"{name} {','.join(sorted(ids))}")
+    others = {name: getattr(membership, name) for name in ("outgoing", "learners", "learners_next")}
+    words += [f"{name} {','.join(sorted(ids))}" for name, ids in others.items() if ids]
     return " ".join(words)

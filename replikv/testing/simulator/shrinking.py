@@ -13,9 +13,7 @@ RUNS_MAX = 150
 """A simplification that does not fail costs as much as one that does."""
 
 
-def shrink(
-    report: Report, *, runs_max: int = RUNS_MAX, tell: Callable[[Options], None] | None = None
-) -> Report:
+def shrink(report: Report, *, runs_max: int = RUNS_MAX, tell: Callable[[Options], None] | None = None) -> Report:
     """The report of the smallest run that was found in which the same invariant breaks. Greedy, and deterministic."""
     runs = 0
     smaller = True

@@ -161,7 +161,9 @@ class Transfer:
 
     def _take_chunk(self) -> None:
         receiver = self.receiver
-        assert receiver is not None and self._writer is not None and self._restorer is not None
+        assert receiver is not None
+        assert self._writer is not None
+        assert self._restorer is not None
         try:
             if self._chunks:
                 chunk = self._chunks.pop()
