@@ -5,6 +5,7 @@ Those of the cores are in ``replikv/raft/invariants.py``. These come on top:
 ===========================  ========================================================================================
 applied in order             a machine gets every committed entry once, in order, none left out
 durable before applied       what is applied is known to be committed, and on the own disk
+commits in the own term      a leader counts acknowledgements for entries of its own term only (paper 5.4.2)
 majority before committed    what anybody knows to be committed is on the disks of a majority (both, in a joint change)
 equal replicas               the same command at the same position, and the same result, on every replica
 equal changes                the same changes at the same revision, byte for byte, on every replica
@@ -85,6 +86,8 @@ class Oracle:
         """Look at a core, and at what it knows to be committed."""
         raft = process.node.raft
         self.core.observe(raft)
+        if raft.role is Role.LEADER:
+            self._note_leader(process)
         if raft.log.committed > self.committed_index:
             self._note_committed(process)
 
@@ -100,6 +103,18 @@ class Oracle:
                 " its disk",
             )
         self._compare_digest(process)
+
+    def _note_leader(self, process: Process) -> None:
+        """A leader counts for entries of its own term only; older ones follow with them (5.4.2)."""
+        raft = process.node.raft
+        term, committed = process.led
+        if term == raft.term and committed < raft.log.committed and raft.log.term(raft.log.committed) != raft.term:
+            broken(
+                "commits in the own term",
+                f"{process.node_id} leads term {raft.term} and counts entry {raft.log.committed} of term"
+                f" {raft.log.term(raft.log.committed)} as committed",
+            )
+        process.led = (raft.term, raft.log.committed)
 
     def _note_committed(self, process: Process) -> None:
         """Somebody knows that more is committed: is it on the disks of a majority?"""

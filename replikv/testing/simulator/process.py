@@ -118,6 +118,8 @@ class Process:
         self.storage = storage
         self.over = False
         self.digested_index = -1
+        self.led = (0, 0)
+        """The term that it has last led in, and what it took for committed then."""
         self.connections: dict[str, Process] = {}
         self.strangers: dict[str, float] = {}
         self.listeners: list[Callable[[], None]] = []
