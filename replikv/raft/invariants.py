@@ -87,6 +87,8 @@ class Invariants:
         self._committed_index = 0
         # (node id, context) of a read that waits -> what was committed when it was asked for.
         self._reads: dict[tuple[str, int], int] = {}
+        # (leader, follower) -> its term, what it believes the follower to have, and as of which observation of that one.
+        self._believed: dict[tuple[str, str], tuple[int, int, _Seen]] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}
 
@@ -324,6 +326,11 @@ class Invariants:
             follower = self._seen.get(node_id)
             if progress.match == 0 or follower is None or follower.term != raft.term:
                 continue
+            # Nothing to look at when neither has changed: a leader only appends.
+            term, match, observed = self._believed.get((raft.id, node_id), (0, 0, None))
+            if observed is follower and (term, match) == (raft.term, progress.match):
+                continue
+            self._believed[raft.id, node_id] = (raft.term, progress.match, follower)
             core = follower.core
             if core.log.stable_index() < progress.match:
                 _broken("true acknowledgements", f"{raft.id} believes {node_id} to have {progress.match} on its disk")

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokenInvariantError", "Oracle", "broken"]
 
 _MAP: Final = 1
-DIGEST_S: Final = 1.0
+DIGEST_S: Final = 2.0
 """How often a replica is digested, for others to be compared with."""
 
 
