@@ -140,6 +140,7 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
             simulated_s += report.simulated_s
             if report.failure is not None:
                 failures.append(report)
+                sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
             if terminal or done % 100 == 0:
                 elapsed = time.monotonic() - began
                 sys.stderr.write(

@@ -143,7 +143,8 @@ class Client:
         if status == "ok":
             self.answered += 1
             operation |= {"result": result, "rev": revision}
-        simulation.history.append(Operation(client=self.name, **operation))
+        if operation["op"] != "lease":
+            simulation.history.append(Operation(client=self.name, **operation))
         simulation.counts[f"operations {status}"] += 1
         if simulation.telling:
             simulation.tell(f"{self.name}: {operation['op']} {operation.get('key', '')} {status} {result!r} {revision}")
@@ -157,7 +158,9 @@ class Client:
 
     def pending(self) -> Operation | None:
         """What it waits for: nobody knows what becomes of it."""
-        return Operation(client=self.name, **self._operation) if self._errand is not None else None
+        if self._errand is None or self._operation["op"] == "lease":
+            return None
+        return Operation(client=self.name, **self._operation)
 
     def close(self) -> None:
         """The run is over."""
@@ -187,8 +190,17 @@ class Client:
                 {"op": "cas", "key": key, "expect": expected, "value": value},
                 self._compare_and_set(process, key, expected, value),
             )
-        if kind < 0.93:
+        if kind < 0.9:
             return {"op": "delete", "key": key}, self._delete(process, key)
+        if kind < 0.92:
+            return {"op": "pop", "key": key}, self._pop(process, key)
+        if kind < 0.94:
+            return {"op": "setdefault", "key": key, "value": value}, self._set_default(process, key, value)
+        if kind < 0.95:
+            items = {f"r{number}": value + f"+{number}" for number in range(self.simulation.options.keys)}
+            return {"op": "update", "value": items}, self._update(process, items)
+        if kind < 0.96:
+            return {"op": "lease"}, self._lease(process, random.randrange(4))
         other = f"r{random.randrange(self.simulation.options.keys)}"
         expected = self._seen.get(key, ABSENT)
         writes = {other: value + "+", key: value}
@@ -223,6 +235,35 @@ class Client:
         data = await _submit(process, commands.encode_delete(key.encode()))
         result = commands.decode_outcome_result(data)
         return result.done, result.revision if result.done else None
+
+    @staticmethod
+    async def _pop(process: Process, key: str) -> Answer:
+        data = await _submit(process, commands.encode_pop(key.encode()))
+        result = commands.decode_old_value_result(data)
+        return _decode(result.value), result.revision if result.value is not None else None
+
+    @staticmethod
+    async def _set_default(process: Process, key: str, value: str) -> Answer:
+        data = await _submit(process, commands.encode_setdefault(key.encode(), _encode(value)))
+        result = commands.decode_old_value_result(data)
+        made = result.value is None
+        return value if made else _decode(result.value), result.revision if made else None
+
+    @staticmethod
+    async def _update(process: Process, items: dict[str, str]) -> Answer:
+        encoded = {key.encode(): _encode(value) for key, value in items.items()}
+        data = await _submit(process, commands.encode_update(encoded))
+        return None, commands.decode_put_result(data)
+
+    @staticmethod
+    async def _lease(process: Process, number: int) -> Answer:
+        """Keys that come and go with a lease. They are in no history: replicas and watchers are compared."""
+        lease = commands.decode_grant_result(await _submit(process, commands.encode_grant(1000)))
+        for key in (f"l{number}", f"l{number}+"):
+            await _submit(process, commands.encode_put(key.encode(), _encode(number), lease))
+        await _submit(process, commands.encode_attach(f"l{number}".encode(), 0))
+        await _submit(process, commands.encode_revoke(lease))
+        return None, None
 
     @staticmethod
     async def _transact(process: Process, key: str, expected: Any, writes: dict[str, str]) -> Answer:

@@ -39,6 +39,8 @@ class Network:
         self.cut: set[tuple[str, str]] = set()
         # (sender, receiver) -> when the last frame arrives that was sent in order.
         self._last: dict[tuple[str, str], float] = {}
+        # (sender, receiver) -> how likely its frames are to be late.
+        self._late: dict[tuple[str, str], float] = {}
         self._unsettled: dict[tuple[str, str], int] = {}
 
     # -- faults --------------------------------------------------------------------------------------------------------
@@ -161,7 +163,7 @@ class Network:
                 counts["frames not taken"] += 1
                 return False  # its outbox is full
         at = simulation.now + self.delay_s + self.jitter_s * random.random()
-        if self.late and random.random() < self.late:
+        if self.late and random.random() < self._lateness(link):
             at += 2 * random.random()
             counts["frames late"] += 1
         elif not self.reorder:
@@ -171,6 +173,13 @@ class Network:
             counts["frames repeated"] += 1
             simulation.at(at + random.random() * random.choice((0.01, 1.0)), self._deliver, (receiver, sender, frame))
         return True
+
+    def _lateness(self, link: tuple[str, str]) -> float:
+        """How likely a frame is to be late: one way may be slow where the other is not."""
+        known = self._late.get(link)
+        if known is None:
+            known = self._late[link] = min(self.late * self.random.choice((0.0, 0.0, 1.0, 3.0)), 0.9)
+        return known
 
     def _deliver(self, receiver: Process, sender: Process, frame: bytes) -> None:
         # Whoever was there before its last connection is not heard any more.

@@ -304,6 +304,7 @@ class Process:
             Transfer(self, node_id, term, index)
 
     def _membership_applied(self, membership: Membership) -> None:
+        self.simulation.note_membership(self.node.raft.membership_index, membership)
         if self.simulation.telling:
             self.simulation.tell(f"{self.node_id} knows {describe(membership)}")
         if self.node_id not in membership.ids:

@@ -71,6 +71,9 @@ class Simulation:
         self.oracle = Oracle(self)
         self.hosts: dict[str, Host] = {}
         self.processes: dict[str, Process] = {}
+        self.membership = Membership()
+        """The newest one that anybody has applied."""
+        self._membership_index = 0
         self.network = Network(self, Random(f"network of {options.seed}"))  # noqa: S311  # a function of the seed
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -119,7 +122,7 @@ class Simulation:
         ids = [f"n{number}" for number in range(1, self.options.peers + self.options.spares + 1)]
         self.hosts = {node_id: Host(self, node_id) for node_id in ids}
         first = ids[: self.options.peers]
-        membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
+        membership = self.membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
         for node_id in first:
             host = self.hosts[node_id]
             storage = host.open()
@@ -127,11 +130,10 @@ class Simulation:
             storage.close()
             self.after(host.random.random() * 0.5, host.start)
 
-    @property
-    def membership(self) -> Membership:
-        """What the process that has applied most knows."""
-        newest = max(self.processes.values(), key=lambda one: one.driver.applier.index, default=None)
-        return newest.admission.membership if newest is not None else Membership()
+    def note_membership(self, index: int, membership: Membership) -> None:
+        """Somebody has applied a change of the membership."""
+        if index >= self._membership_index:
+            self._membership_index, self.membership = index, membership
 
     def applied_by_all(self) -> int:
         """Up to where somebody has applied, and it is durable: what is behind may come to nothing."""
