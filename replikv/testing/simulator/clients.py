@@ -174,13 +174,13 @@ class Client:
         key = f"r{random.randrange(self.simulation.options.keys)}"
         self._number += 1
         value = f"{self.name}-{self._number}"
-        kind = random.random()
-        if kind < 0.3:
-            return {"op": "put", "key": key, "value": value}, self._put(process, key, value)
-        if kind < 0.55:
+        if random.random() < self.simulation.options.reads:
             if random.random() < 0.3:
                 key = f"n{random.randrange(2)}"
             return {"op": "get", "key": key}, self._get(process, key)
+        kind = random.random()
+        if kind < 0.45:
+            return {"op": "put", "key": key, "value": value}, self._put(process, key, value)
         if kind < 0.75:
             key = f"n{random.randrange(2)}"
             return {"op": "increment", "key": key, "value": 1}, self._increment(process, key)

@@ -249,7 +249,7 @@ class Host:
         self.new_disk()
 
     def dispensable(self) -> bool:
-        """Whether a majority of the voters know that it is removed, on their disks.
+        """Whether a majority of the voters have it on their disks that it is removed.
 
         Until then its vote may be needed, or what it knows to be committed: whoever operates a cluster lets a removed
         peer run, or keeps its disk, until the others go on without it.
@@ -257,13 +257,14 @@ class Host:
         membership = self.simulation.membership
         if membership.joint or self.node_id in membership.ids:
             return False
-        hosts = self.simulation.hosts
-        knowing = [
-            node_id
-            for node_id in membership.voters
-            if (process := hosts[node_id].process) is not None and process.admission.membership.ids == membership.ids
-        ]
+        hosts, index = self.simulation.hosts, self.simulation.membership_index
+        knowing = [node_id for node_id in membership.voters if hosts[node_id].knows(index)]
         return 2 * len(knowing) > len(membership.voters)
+
+    def knows(self, index: int) -> bool:
+        """Whether its disk says that the entry at the index is committed."""
+        durable = self.durable
+        return max(durable.hard_state.commit, durable.snapshot().index, self.snapshot_index) >= index
 
     def _restart_later(self) -> None:
         self.simulation.after(self.random.choice((0.1, 1.0, 5.0)) * self.random.uniform(0.5, 1.5), self.start)

@@ -32,6 +32,8 @@ class Options:
     keys: int = 4
     think_s: float = 0.5
     """The mean pause of a client."""
+    reads: float = 0.25
+    """Which share of what clients do are reads."""
     give_up: float = 0.0
     """How likely a client is to cancel an operation."""
     chaos_s: float = 20.0
@@ -106,6 +108,7 @@ class Options:
             watchers=random.choice([1, 2]),
             keys=random.choice([1, 3, 6]),
             think_s=random.choice([0.1, 0.3, 1.0]),
+            reads=random.choice([0.1, 0.25, 0.25, 0.7]),
             give_up=maybe(0.02, 0.1),
             chaos_s=random.choice([10.0, 15.0, 20.0]),
             heartbeat_s=random.choice([0.05, 0.1, 0.1]),

@@ -180,7 +180,7 @@ def answer_reads_without_asking(patch: Patch) -> None:
     )
 
 
-@bug(seeds=60, peers=3, partitions=1, late=0.3, clients=8, think_s=0.1, heartbeat_s=0.05, election_heartbeats=5)
+@bug(seeds=60, peers=3, partitions=0.4, late=0.3, drift=0.6, reads=0.9, clients=8, think_s=0.1, lease_reads=0)
 def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
     """The answer to any heartbeat confirms all reads (etcd's TestReadOnlyDuplicateRequest)."""
 

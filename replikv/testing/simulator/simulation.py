@@ -73,7 +73,7 @@ class Simulation:
         self.processes: dict[str, Process] = {}
         self.membership = Membership()
         """The newest one that anybody has applied."""
-        self._membership_index = 0
+        self.membership_index = 0
         self.network = Network(self, Random(f"network of {options.seed}"))  # noqa: S311  # a function of the seed
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -132,8 +132,8 @@ class Simulation:
 
     def note_membership(self, index: int, membership: Membership) -> None:
         """Somebody has applied a change of the membership."""
-        if index >= self._membership_index:
-            self._membership_index, self.membership = index, membership
+        if index >= self.membership_index:
+            self.membership_index, self.membership = index, membership
 
     def applied_by_all(self) -> int:
         """Up to where somebody has applied, and it is durable: what is behind may come to nothing."""
