@@ -87,7 +87,7 @@ class Invariants:
         self._committed_index = 0
         # (node id, context) of a read that waits -> what was committed when it was asked for.
         self._reads: dict[tuple[str, int], int] = {}
-        # (leader, follower) -> its term, what it believes the follower to have, and as of which observation of that one.
+        # (leader, follower) -> its term, what it believes the follower to have, and the observation that fits.
         self._believed: dict[tuple[str, str], tuple[int, int, _Seen]] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}

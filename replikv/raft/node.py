@@ -181,10 +181,11 @@ class RawNode:
         snapshot = raft.log.next_unstable_snapshot()
         responses, raft.messages_after_append = tuple(raft.messages_after_append), []
         hard_state = raft.hard_state
-        # A commit index alone is worth no sync, but for that of a membership: it is found again from the leader. It rides
-        # along with what is.
-        unsaved, self._change_unsaved = self._change_unsaved, False
-        if self._vote_changed() or (unsaved and hard_state != self._hard_state) or ((entries or snapshot) and hard_state != self._hard_state):
+        # A commit index alone is worth no sync, but for that of a membership: it is found again from the leader. It
+        # rides along with what is.
+        worth_it = bool(entries or snapshot or self._change_unsaved)
+        self._change_unsaved = False
+        if self._vote_changed() or (worth_it and hard_state != self._hard_state):
             self._hard_state = hard_state
             write = Write(hard_state, entries, snapshot, responses)
         elif entries or snapshot or responses:

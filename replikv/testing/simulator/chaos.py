@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from replikv.errors import StorageError
 from replikv.raft import changer
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Chaos", "Operator"]
 
+_CUTS: Final = frozenset({"partitions", "one_way", "bridges", "flaps", "depositions"})
+
 
 class Chaos:
     """Faults at random moments, each kind at its rate, until :meth:`end`."""
@@ -35,6 +37,7 @@ class Chaos:
             ("one_way", self._one_way),
             ("bridges", self._bridge),
             ("flaps", self._flap),
+            ("depositions", self._depose),
             ("resets", self._reset),
             ("crashes", self._crash),
             ("cuts_in_writes", self._cut_in_write),
@@ -69,8 +72,10 @@ class Chaos:
 
     def _strike(self, rate: float, fault: Callable[[], None], name: str) -> None:
         if not self.over:
-            self.simulation.counts[name] += 1
-            fault()
+            # Mostly one cut at a time: whoever is cut off from all sides has nobody to disagree with.
+            if name not in _CUTS or not self.simulation.network.cut or self.random.random() < 0.2:
+                self.simulation.counts[name] += 1
+                fault()
             self._again(rate, fault, name)
 
     def _seconds(self) -> float:
@@ -88,7 +93,9 @@ class Chaos:
     # -- the network ---------------------------------------------------------------------------------------------------
 
     def _sides(self) -> tuple[list[str], list[str]]:
-        ids = list(self.simulation.hosts)
+        ids = list(self.simulation.processes)
+        if len(ids) < 2:
+            return [], []
         one = self._some()
         some = self.random.sample(ids, self.random.randint(1, max(1, len(ids) // 2)))
         if one is not None and self.random.random() < 0.5:
@@ -109,7 +116,9 @@ class Chaos:
 
     def _bridge(self) -> None:
         """Two sides that only one node reaches both of."""
-        ids = list(self.simulation.hosts)
+        ids = list(self.simulation.processes)
+        if len(ids) < 3:
+            return
         self.random.shuffle(ids)
         half = len(ids) // 2
         left, right = ids[1 : half + 1], ids[half + 1 :]
@@ -123,6 +132,22 @@ class Chaos:
         for _ in range(self.random.randint(2, 6)):
             self.simulation.after(at, self.simulation.network.part, links, self.random.uniform(0.05, 0.4), "flap")
             at += self.random.uniform(0.2, 1.0)
+
+    def _depose(self) -> None:
+        """The leader is cut off for long enough that others elect another one."""
+        leader = self.simulation.operator.leader()
+        if leader is None:
+            return
+        one = leader.node_id
+        links = [
+            link
+            for other in self.simulation.hosts
+            if other != one
+            for link in ((one, other), (other, one))
+            if link[0] == one or self.random.random() < 0.8
+        ]
+        seconds = self.simulation.settings.election_timeout_s * self.random.uniform(1.5, 4)
+        self.simulation.network.part(links, seconds, f"{one} deposed")
 
     def _reset(self) -> None:
         pairs = [(one.node_id, other) for one in self.simulation.processes.values() for other in one.connections]
@@ -246,14 +271,14 @@ class Operator:
             simulation.after(self.random.expovariate(simulation.options.changes), self._change)
         simulation.after(0.5, self._look)
 
-    def _leader(self) -> Process | None:
+    def leader(self) -> Process | None:
         """Who leads in the newest term, as far as is known."""
         leaders = [one for one in self.simulation.processes.values() if one.node.raft.role is Role.LEADER]
         return max(leaders, key=lambda one: one.node.raft.term, default=None)
 
     def _look(self) -> None:
         """Remove what is lost; add and start who waits for it."""
-        leader = self._leader()
+        leader = self.leader()
         if leader is not None:
             membership = leader.node.raft.membership
             if membership.joint and not membership.auto_leave and self.simulation.chaos.over:
@@ -319,7 +344,7 @@ class Operator:
 
     def _change(self) -> None:
         options = self.simulation.options
-        leader = self._leader()
+        leader = self.leader()
         if leader is not None and not self.simulation.chaos.over:
             self._change_something(leader)
         self.simulation.after(self.random.expovariate(options.changes), self._change)

@@ -267,7 +267,7 @@ class Host:
         return max(durable.hard_state.commit, durable.snapshot().index, self.snapshot_index) >= index
 
     def _restart_later(self) -> None:
-        self.simulation.after(self.random.choice((0.1, 1.0, 5.0)) * self.random.uniform(0.5, 1.5), self.start)
+        self.simulation.after(self.random.choice((0.1, 0.3, 1.0, 4.0)) * self.random.uniform(0.5, 1.5), self.start)
 
     # -- faults --------------------------------------------------------------------------------------------------------
 

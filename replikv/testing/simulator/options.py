@@ -71,6 +71,7 @@ class Options:
     one_way: float = 0.0
     bridges: float = 0.0
     flaps: float = 0.0
+    depositions: float = 0.0
     resets: float = 0.0
     # -- processes and clocks --
     crashes: float = 0.0
@@ -133,14 +134,15 @@ class Options:
             late=maybe(0.002, 0.03, 0.3),
             loss=maybe(0.01, 0.1),
             duplication=maybe(0.01, 0.1),
-            partitions=maybe(0.05, 0.3),
-            one_way=maybe(0.05, 0.2),
+            partitions=maybe(0.03, 0.25),
+            one_way=maybe(0.03, 0.15),
             bridges=maybe(0.02, 0.1, 0.3),
             flaps=maybe(0.05, 0.2, 0.3),
+            depositions=maybe(0.03, 0.2),
             resets=maybe(0.05, 0.5),
-            crashes=maybe(0.05, 0.4),
-            cuts_in_writes=maybe(0.05, 0.4),
-            stalls=maybe(0.05, 0.3),
+            crashes=maybe(0.02, 0.2),
+            cuts_in_writes=maybe(0.02, 0.2),
+            stalls=maybe(0.03, 0.2),
             drift=maybe(0.0, 0.04 if lease_reads else 0.3),
             full_disks=maybe(0.02, 0.1, 0.3),
             failing_syncs=maybe(0.02, 0.1, 0.3),
@@ -187,7 +189,7 @@ class Options:
 
 
 FAULT_GROUPS: Final = (
-    ("partitions", "one_way", "bridges", "flaps", "resets"),
+    ("partitions", "one_way", "bridges", "flaps", "depositions", "resets"),
     ("crashes", "cuts_in_writes"),
     ("full_disks", "failing_syncs", "failing_writes", "bit_flips"),
     ("changes", "transfers", "snapshots"),
@@ -204,6 +206,7 @@ FAULT_GROUPS: Final = (
     ("one_way",),
     ("bridges",),
     ("flaps",),
+    ("depositions",),
     ("resets",),
     ("crashes",),
     ("cuts_in_writes",),

@@ -34,7 +34,7 @@ from replikv.storage import wal as wal_module
 from replikv.storage.disk import DiskStorage
 from replikv.storage.wal import Wal
 from replikv.testing.simulated_disk import SimulatedDisk
-from replikv.testing.simulator.options import Options
+from replikv.testing.simulator.options import FAULT_GROUPS, Options
 from replikv.testing.simulator.patching import Patch
 from replikv.testing.simulator.simulation import Report, run
 
@@ -58,12 +58,14 @@ CATALOGUE: Final[dict[str, Bug]] = {}
 """Name -> bug."""
 
 
-def bug(*, seeds: int = 30, **options: object) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
+def bug(
+    options: dict[str, object] | None = None, /, *, seeds: int = 30, **others: object
+) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     """Enter a function in the catalogue, under its name with hyphens; its docstring says what is wrong."""
 
     def enter(plant: Callable[[Patch], None]) -> Callable[[Patch], None]:
         name = plant.__name__.strip("_").replace("_", "-")
-        described = {option: str(value) for option, value in options.items()}
+        described = {option: str(value) for option, value in {**(options or {}), **others}.items()}
         CATALOGUE[name] = Bug(name, (plant.__doc__ or "").strip(), seeds, described, plant)
         return plant
 
@@ -87,6 +89,10 @@ def find(name: str, seeds: Iterable[int] | None = None) -> Report | None:
             if report.failure is not None:
                 return report
     return None
+
+
+CALM: Final[dict[str, object]] = dict.fromkeys(sorted(set().union(*FAULT_GROUPS)), 0)
+"""No faults at all: for bugs that need few of them, and a cluster that is well otherwise."""
 
 
 # -- consensus ---------------------------------------------------------------------------------------------------------
@@ -180,7 +186,7 @@ def answer_reads_without_asking(patch: Patch) -> None:
     )
 
 
-@bug(seeds=60, peers=3, partitions=0.4, late=0.3, drift=0.6, reads=0.9, clients=8, think_s=0.1, lease_reads=0)
+@bug(CALM | {"peers": 3, "depositions": 0.3, "late": 0.3, "drift": 0.3, "reads": 0.9, "clients": 8, "think_s": 0.1})
 def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
     """The answer to any heartbeat confirms all reads (etcd's TestReadOnlyDuplicateRequest)."""
 
