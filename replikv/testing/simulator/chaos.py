@@ -63,7 +63,6 @@ class Chaos:
         for host in simulation.hosts.values():
             host.disk.heal()
             host.disk.capacity_bytes = None
-            host.stalled_until = 0.0
             host.set_rate(1.0)
             host.start()
 
@@ -173,7 +172,8 @@ class Chaos:
     def _stall(self) -> None:
         process = self._some()
         if process is not None:
-            process.host.stalled_until = self.simulation.now + self._seconds()
+            # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
+            process.host.stalled_until = max(process.host.stalled_until, self.simulation.now + self._seconds())
             self.simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
 
     def _drift(self) -> None:
