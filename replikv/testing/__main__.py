@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
+import dataclasses
 import os
 import shlex
 import sys
@@ -17,7 +19,8 @@ from replikv.testing.linearizability import write_history
 from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
 from replikv.testing.simulator.shrinking import shrink
-from replikv.testing.simulator.simulation import Report, Simulation, run
+from replikv.testing.simulator.simulation import Report, run
+from replikv.testing.simulator.tracing import tracing
 
 __all__ = ["main"]
 
@@ -49,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     simulate.add_argument(
         "--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON"
     )
+    simulate.add_argument(
+        "--trace", metavar="FILE", help="write what the cores of the first seed do, as etcd traces it"
+    )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
     options = parser.parse_args(arguments)
     try:
@@ -59,8 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.transcript:
         return _tell(options.seeds, values, options.planted)
-    if options.history:
-        return _write_history(options.seeds[0], values, options.history)
+    if options.history or options.trace:
+        return _write(options.seeds[0], values, options)
     return _simulate(options.seeds, values, options)
 
 
@@ -90,11 +96,9 @@ def command_of(options: Options, bug: str | None = None) -> str:
 
 
 def _run(seed: int, values: dict[str, str], bug: str | None) -> Report:
-    options = Options.draw(seed).with_values(values)
-    if bug is None:
-        return run(options)
-    with planted(bug):
-        return run(options)
+    with planted(bug) if bug is not None else contextlib.nullcontext():
+        report = run(Options.draw(seed).with_values(values))
+    return dataclasses.replace(report, history=[])  # which is much to hand from process to process
 
 
 def _shrink(report: Report, bug: str | None) -> Report:
@@ -119,11 +123,19 @@ def _tell(seeds: range, values: dict[str, str], bug: str | None) -> int:
     return int(failed)
 
 
-def _write_history(seed: int, values: dict[str, str], path: str) -> int:
-    simulation = Simulation(Options.draw(seed).with_values(values))
-    simulation.run()
-    write_history(simulation.history, Path(path))
-    return 0
+def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> int:
+    """One run, for what it leaves behind."""
+    with contextlib.ExitStack() as stack:
+        if options.planted is not None:
+            stack.enter_context(planted(options.planted))
+        if options.trace:
+            stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
+        report = run(Options.draw(seed).with_values(values))
+    if options.history:
+        write_history(report.history, Path(options.history))
+    if report.failure is not None:
+        sys.stdout.write(f"seed {seed}: {report.failure}\n")
+    return int(report.failure is not None)
 
 
 def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace) -> int:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import hashlib
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from replikv.testing.__main__ import command_of, main
+from replikv.testing.linearizability import check, read_history
 from replikv.testing.simulator import Options, Report, Simulation, run
 from replikv.testing.simulator.planted import planted
 from replikv.testing.simulator.shrinking import shrink
@@ -152,3 +155,38 @@ def test_a_quiet_cluster_is_cheap() -> None:
     assert {1} == {process.node.raft.term for process in simulation.processes.values()}
     assert simulation.counts["operations fail"] == simulation.counts["operations unknown"] == 0
     assert simulation.counts["operations ok"] > 50
+
+
+def test_what_clients_saw_is_written(tmp_path: Path) -> None:
+    """As lines of JSON that the checker reads, and finds linearizable."""
+    path = tmp_path / "history.jsonl"
+
+    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", "--history", str(path)]) == 0
+
+    assert check(read_history(path)).outcome == "ok"
+
+
+def test_what_the_cores_do_is_traced(tmp_path: Path) -> None:
+    """In the form of etcd's traces: every node begins, what is received was sent, and terms never go back."""
+    path = tmp_path / "trace.ndjson"
+    quiet = [f"--set={name}=0" for name in ("crashes", "cuts_in_writes", "changes", "bit_flips", "failing_syncs")]
+    quiet += [f"--set={name}=0" for name in ("failing_writes", "duplication", "spares")]
+
+    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", *quiet, "--trace", str(path)]) == 0
+
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    first: dict[str, str] = {}
+    sent: collections.Counter[str] = collections.Counter()
+    terms: dict[str, int] = {}
+    for event in events:
+        first.setdefault(event["nid"], event["name"])
+        assert terms.get(event["nid"], 0) <= event["state"]["term"]
+        terms[event["nid"]] = event["state"]["term"]
+        if "msg" in event:
+            message = json.dumps(event["msg"])
+            way = event["msg"]["from"] if event["name"].startswith("Send") else event["msg"]["to"]
+            assert way == event["nid"]
+            sent[message] += 1 if event["name"].startswith("Send") else -1
+            assert sent[message] >= 0, message
+    assert {"InitState"} == set(first.values())
+    assert {"BecomeLeader", "Commit", "Replicate", "Ready"} <= {event["name"] for event in events}

@@ -44,6 +44,8 @@ class Report:
     counts: collections.Counter[str]
     simulated_s: float
     transcript: list[str] | None
+    history: list[Operation]
+    """What clients saw; what they still waited for in the end is not in it."""
 
     @property
     def kind(self) -> str | None:
@@ -257,7 +259,8 @@ def run(options: Options, *, transcript: bool = False) -> Report:
             client.close()
     counts = simulation.counts
     counts["events"] = simulation.events
-    return Report(options, failure, counts, simulation.now, simulation.transcript if transcript else None)
+    lines = simulation.transcript if transcript else None
+    return Report(options, failure, counts, simulation.now, lines, simulation.history)
 
 
 def _place(exc: BaseException) -> str:
