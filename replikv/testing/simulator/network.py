@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 from replikv.peer.admission import Refused
+from replikv.peer.protocol import FrameKind
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.process import Process
@@ -184,6 +185,9 @@ class Network:
     def _deliver(self, receiver: Process, sender: Process, frame: bytes) -> None:
         # Whoever was there before its last connection is not heard any more.
         if not receiver.over and receiver.connections.get(sender.node_id) is sender:
+            if self.simulation.telling:
+                kind = FrameKind(frame[0]).name
+                self.simulation.tell(f"{receiver.node_id} gets {kind} of {len(frame)} bytes from {sender.node_id}")
             receiver.receive(sender.node_id, frame)
 
     def passes(self, one: str, other: str) -> bool:

@@ -283,6 +283,12 @@ class Process:
         driver._turn()
         if self.installing is not None and self.installing.done.is_set() and self.reception is not None:
             self.reception.finish()
+        if self.simulation.telling:
+            raft = self.node.raft
+            self.simulation.tell(
+                f"{self.node_id} is {raft.role} of term {raft.term}, entries to {raft.log.last_index()}, committed"
+                f" {raft.log.committed}, applied {driver.applier.index}"
+            )
         self.simulation.oracle.after_turn(self)
 
     def _tick_s(self) -> float:

@@ -80,6 +80,8 @@ class Writer:
                 process.later(FULL_RETRY_S, self._write, batch, released)
                 return
             process.host.has_written(durable)
+            if process.simulation.telling:
+                process.simulation.tell(f"{process.node_id} has written {len(durable)} writes")
         if batch:
             now = process.simulation.now
             self._told_at = max(self._told_at, now + process.random.random() * process.options.write_s)
