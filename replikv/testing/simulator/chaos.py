@@ -327,6 +327,8 @@ class Operator:
     def _copy(self, leader: Process, host: Host) -> None:
         with leader.storage.open_snapshot(leader.storage.image.snapshot().index) as (metadata, chunks):
             content = list(chunks)
+        if host.simulation.options.cuts_in_writes and not host.simulation.chaos.over and host.random.random() < 0.2:
+            host.cut_power_soon()
         try:
             _install_first(host, metadata, content)
         except PowerCut:

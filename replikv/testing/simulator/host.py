@@ -148,6 +148,8 @@ class Host:
         simulation = self.simulation
         self._starts += 1
         clock, simulation.loop.clock = simulation.loop.clock, self.time
+        if simulation.options.cuts_in_writes and not simulation.chaos.over and self.random.random() < 0.2:
+            self.cut_power_soon()
         try:
             storage = self.open()
             if storage.identity is None:
