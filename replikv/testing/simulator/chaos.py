@@ -405,6 +405,10 @@ class Operator:
 
 def _install_first(host: Host, metadata: SnapshotMetadata, chunks: list[bytes]) -> None:
     storage = host.open()
+    if storage.identity is not None:
+        host.adopt(storage)
+        storage.close()
+        return
     writer = storage.create_snapshot(metadata)
     for chunk in chunks:
         writer.write(chunk)

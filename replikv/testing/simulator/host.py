@@ -100,6 +100,11 @@ class Host:
         identity = Identity(CLUSTER_ID, self.node_id, self.incarnation, f"at {self.node_id}", f"at {self.node_id}")
         metadata = snapshot or SnapshotMetadata(0, 0, membership)
         storage.initialize(identity, metadata)
+        self.adopt(storage)
+
+    def adopt(self, storage: DiskStorage) -> None:
+        """The disk has an identity now; or had it already, when the power went before anybody was told."""
+        metadata = storage.image.snapshot()
         self.durable = MemoryStorage()
         self.durable.install(metadata)
         self.durable.hard_state = storage.image.hard_state
