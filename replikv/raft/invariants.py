@@ -87,6 +87,8 @@ class Invariants:
         self._committed_index = 0
         # (node id, context) of a read that waits -> what was committed when it was asked for.
         self._reads: dict[tuple[str, int], int] = {}
+        # (leader, follower) -> its term, what it believes the follower to have, and the observation that fits.
+        self._believed: dict[tuple[str, str], tuple[int, int, _Seen]] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}
 
@@ -198,6 +200,12 @@ class Invariants:
         """The node has lost whatever was not durable, and its clients: it starts from its disk."""
         self._seen.pop(node_id, None)
         self._reads = {read: asked for read, asked in self._reads.items() if read[0] != node_id}
+
+    def replaced(self, node_id: str) -> None:
+        """The node was removed, and its disk thrown away: whoever joins under its id has promised nothing yet."""
+        self.restarted(node_id)
+        self._told_term.pop(node_id, None)
+        self._votes = {vote: candidate for vote, candidate in self._votes.items() if vote[0] != node_id}
 
     # -- one core ------------------------------------------------------------------------------------------------------
 
@@ -318,6 +326,11 @@ class Invariants:
             follower = self._seen.get(node_id)
             if progress.match == 0 or follower is None or follower.term != raft.term:
                 continue
+            # Nothing to look at when neither has changed: a leader only appends.
+            term, match, observed = self._believed.get((raft.id, node_id), (0, 0, None))
+            if observed is follower and (term, match) == (raft.term, progress.match):
+                continue
+            self._believed[raft.id, node_id] = (raft.term, progress.match, follower)
             core = follower.core
             if core.log.stable_index() < progress.match:
                 _broken("true acknowledgements", f"{raft.id} believes {node_id} to have {progress.match} on its disk")

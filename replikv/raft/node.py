@@ -55,6 +55,9 @@ class RawNode:
         self._hard_state: HardState = self.raft.hard_state
         # The writes handed out and not completed, in order, each with the term and the end of the log as of then.
         self._writes: deque[tuple[Write, int, tuple[int, int]]] = deque()
+        # Whether a membership was applied whose commit is not on its way to disk yet. Whoever it removed may be gone
+        # before long: a restart that knows less would need its vote, or what it knows to be committed.
+        self._change_unsaved = False
         # The last time that was told.
         self._told = -math.inf
 
@@ -151,6 +154,7 @@ class RawNode:
             or raft.messages_after_append
             or raft.read_states
             or self._vote_changed()
+            or self._change_unsaved
             or raft.log.has_next_unstable_entries()
             or raft.log.has_next_unstable_snapshot()
             or raft.log.has_next_committed_entries(allow_unstable=False)
@@ -177,8 +181,11 @@ class RawNode:
         snapshot = raft.log.next_unstable_snapshot()
         responses, raft.messages_after_append = tuple(raft.messages_after_append), []
         hard_state = raft.hard_state
-        # A commit index alone is worth no sync: it is found again from the leader. It rides along with what is.
-        if self._vote_changed() or ((entries or snapshot) and hard_state != self._hard_state):
+        # A commit index alone is worth no sync, but for that of a membership: it is found again from the leader. It
+        # rides along with what is.
+        worth_it = bool(entries or snapshot or self._change_unsaved)
+        self._change_unsaved = False
+        if self._vote_changed() or (worth_it and hard_state != self._hard_state):
             self._hard_state = hard_state
             write = Write(hard_state, entries, snapshot, responses)
         elif entries or snapshot or responses:
@@ -215,6 +222,7 @@ class RawNode:
 
     def apply_membership(self, entry: Entry) -> Membership:
         """Apply a committed MEMBERSHIP entry; the configuration from now on."""
+        self._change_unsaved = True
         return self.raft.apply_membership(entry)
 
     def applied(self, entries: tuple[Entry, ...] | list[Entry]) -> None:

@@ -191,3 +191,24 @@ def test_votes_tell_what_is_committed(commit: int, commit_term: int, committed: 
     candidate.take()
     candidate.step(RequestVoteResponse(to="1", sender="2", term=2, reject=True, commit=commit, commit_term=commit_term))
     assert (CANDIDATE, committed) == (candidate.raft.role, candidate.raft.log.committed)
+
+
+# -- who is left -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("removed", ["2", "23"])
+def test_who_is_left_needs_nobody_who_was_removed(removed: str) -> None:
+    """Once a change is applied its commit is on disk, too: a restart knows it, and needs no vote of who is gone."""
+    members = "1" + removed
+    network = Network({node_id: Peer(node_id, members) for node_id in members})
+    network.campaign("1")
+    network["1"].node.propose_membership(change(" ".join(f"r{node_id}" for node_id in removed)))
+    network.settle()
+    network["1"].take()
+    assert frozenset("1") == network["1"].raft.membership.voters
+
+    restarted = Peer("1", storage=network["1"].storage)
+    restarted.take()
+    restarted.tick(20)
+
+    assert (Role.LEADER, frozenset("1")) == (restarted.raft.role, restarted.raft.membership.voters)

@@ -1,0 +1,339 @@
+"""One process of a peer: the real driver and all that it owns, over a simulated network, writer and clock.
+
+It runs the turns that :class:`replikv.peer.driver.Driver` runs under trio, and looks at everything that happens in
+them. It ends in the middle of whatever it does, or of whatever the disk does for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+from replikv.errors import CorruptionError, StorageError
+from replikv.machine.replica import Replica
+from replikv.peer.admission import LEASE, Admission
+from replikv.peer.applier import Applier
+from replikv.peer.barriers import Barriers
+from replikv.peer.driver import Driver
+from replikv.peer.lessee import Lessee
+from replikv.peer.proposals import Proposals
+from replikv.peer.protocol import Moved
+from replikv.peer.snapshot_receiver import ReceivedSnapshot
+from replikv.raft.core import Config
+from replikv.raft.entries import Entry, EntryKind
+from replikv.raft.membership import Membership
+from replikv.raft.messages import Message
+from replikv.raft.node import RawNode
+from replikv.raft.reads import ReadState
+from replikv.storage.disk import DiskStorage
+from replikv.testing.simulated_disk import PowerCut
+from replikv.testing.simulator.network import Wire
+from replikv.testing.simulator.transfers import Transfer
+from replikv.testing.simulator.writer import Taker, Writer
+
+if TYPE_CHECKING:
+    from replikv.testing.simulator.host import Host
+
+__all__ = ["Process"]
+
+_COMMANDS: Final = EntryKind.COMMANDS
+
+
+class _Clock:
+    """Stands for :class:`replikv.peer.lease_clock.LeaseClock`."""
+
+    def __init__(self, host: Host, tick_s: float) -> None:
+        self._host = host
+        self._tick_s = tick_s
+
+    def now(self) -> float:
+        return self._host.time() / self._tick_s
+
+
+class _Barriers(Barriers):
+    """Tells which reads are asked and answered."""
+
+    process: Process
+
+    def begin_round(self, now_ticks: int) -> int | None:
+        context = super().begin_round(now_ticks)
+        if context is not None:
+            self.process.simulation.oracle.core.read_asked(self.process.node_id, context)
+        return context
+
+    def confirm(self, context: int, index: int) -> None:
+        oracle = self.process.simulation.oracle
+        oracle.observe(self.process)
+        if oracle.core.read_answered(self.process.node_id, ReadState(context, index)):
+            self.process.simulation.counts["reads confirmed"] += 1
+        super().confirm(context, index)
+
+
+class _Applier(Applier):
+    """Tells what is applied."""
+
+    process: Process
+
+    def add(self, entries: Sequence[Entry]) -> None:
+        if entries:
+            self.process.simulation.oracle.committed(self.process, entries)
+        super().add(entries)
+
+    def apply(self, until: float, clock: Callable[[], float]) -> list[Entry]:
+        done = super().apply(until, clock)
+        if done:
+            self.process.simulation.oracle.core.observe_applied(self.process.node_id, done)
+        return done
+
+
+class _Driver(Driver):
+    """Tells what is sent."""
+
+    process: Process
+
+    def _send(self, message: Message) -> None:
+        process = self.process
+        process.simulation.oracle.core.observe_sent(message, process.storage.image)
+        super()._send(message)
+
+    def _apply(self) -> None:
+        if self.applier.behind:
+            self.process.simulation.oracle.observe(self.process)  # what is applied is committed before
+        super()._apply()
+
+
+class Process:
+    """From its start until :meth:`end`."""
+
+    def __init__(self, host: Host, storage: DiskStorage) -> None:
+        assert storage.identity is not None
+        self.host = host
+        self.node_id = host.node_id
+        self.simulation = simulation = host.simulation
+        self.options = simulation.options
+        self.settings = settings = simulation.settings
+        self.random = host.random
+        self.storage = storage
+        self.over = False
+        self.digested_index = -1
+        self.led = (0, 0)
+        """The term that it has last led in, and what it took for committed then."""
+        self.connections: dict[str, Process] = {}
+        self.strangers: dict[str, float] = {}
+        self.listeners: list[Callable[[], None]] = []
+        self.ended: list[Callable[[], None]] = []
+        """Called when it has ended."""
+        self.snapshot_locked = False
+        self.reception: Transfer | None = None
+        self.installing: ReceivedSnapshot | None = None
+        self.sending: set[str] = set()
+        self._turn_due = False
+        self._refused = False
+        image = storage.image
+        snapshot = image.snapshot()
+        attributes: Mapping[str, str] = {LEASE: str(settings.election_timeout_s)} if settings.lease_reads else {}
+        self.admission = Admission(storage.identity, snapshot.membership, snapshot.index, attributes)
+        for entry in image.entries(image.first_index(), image.last_index() + 1):
+            if entry.kind == EntryKind.MEMBERSHIP:
+                self.admission.note(entry)
+        self.replica = Replica()
+        self.proposals = Proposals(self.node_id, settings.proposals_max, self._randomness())
+        self.barriers = _Barriers(self.random.getrandbits(62))
+        self.barriers.process = self
+        self.node = RawNode(self._config(snapshot.index), image, self._randomness())
+        self.driver = _Driver(
+            node_id=self.node_id,
+            settings=settings,
+            node=self.node,
+            storage=storage,
+            transport=Wire(simulation.network, self),  # type: ignore[arg-type]  # as much of one as is asked for
+            replica=self.replica,
+            admission=self.admission,
+            proposals=self.proposals,
+            barriers=self.barriers,
+            lessee=Lessee(self.random.getrandbits(62)),
+            listeners=self.listeners,
+            send_snapshot=self._send_snapshot,
+            membership_applied=self._membership_applied,
+            moved=_ignore,
+            randomness=self._randomness(),
+        )
+        self.driver.process = self
+        self.writer = Writer(self)
+        self.driver.persister = self.writer  # type: ignore[assignment]
+        self.driver.taker = Taker(self)  # type: ignore[assignment]
+        self.driver._clock = _Clock(host, settings.heartbeat_interval_s)  # type: ignore[assignment]
+        self.driver.applier = applier = _Applier(
+            self.replica, snapshot.index, snapshot.term, self._results, self.driver._apply_membership
+        )
+        applier.process = self
+
+    def _randomness(self) -> Random:
+        return Random(self.random.getrandbits(64))  # noqa: S311  # a function of the seed
+
+    def _config(self, applied: int) -> Config:
+        # As Life has it.
+        settings = self.settings
+        return Config(
+            node_id=self.node_id,
+            election_ticks=settings.election_ticks,
+            pre_vote=True,
+            check_quorum=True,
+            read_lease=settings.lease_reads,
+            message_bytes_max=settings.message_bytes_max,
+            uncommitted_bytes_max=settings.uncommitted_bytes_max,
+            commit_rides_along=True,
+            inflight_messages_max=settings.inflight_messages_max,
+            inflight_bytes_max=settings.inflight_bytes_max,
+            applied=applied,
+        )
+
+    # -- its life ------------------------------------------------------------------------------------------------------
+
+    def restore(self) -> None:
+        """Rebuild the replica from the newest snapshot. Raises what storage raises."""
+        index = self.storage.image.snapshot().index
+        if index == 0:
+            return
+        restorer = self.replica.restorer()
+        with self.storage.open_snapshot(index) as (_, chunks):
+            for chunk in chunks:
+                restorer.feed(chunk)
+        restorer.finish()
+        self.driver.restored()
+
+    def begin(self) -> None:
+        """Run: tick, and have a first turn."""
+        self.simulation.oracle.core.observe(self.node.raft)
+        self._membership_applied(self.admission.membership)
+        if self.admission.membership.voters == {self.node_id}:
+            self.run(self.driver.node.campaign)
+        self.run(self.driver.wake)
+        self.later(self._tick_s() * self.random.random(), self._tick)
+
+    def end(self) -> None:
+        """No step of it is taken any more, and nobody is told."""
+        self.over = True
+        for other in list(self.connections):
+            self.simulation.network.disconnect(self.node_id, other)
+        for tell in self.ended:
+            tell()
+
+    def refused(self, reason: str) -> None:
+        """Somebody would not have it, for good."""
+        if not self._refused:
+            self._refused = True
+            self.simulation.after(0.1, self.host.retire, self, reason.partition(":")[0])
+
+    @property
+    def stalled(self) -> bool:
+        """Whether it stands still."""
+        return self.host.stalled_until > self.simulation.now
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def later(self, seconds: float, step: Callable[..., object], *args: Any) -> None:
+        """Take a step, unless the process has ended by then; when it goes on, if it stands still."""
+        simulation = self.simulation
+        simulation.at(simulation.now + seconds, self._step, (step, args))
+
+    def _step(self, step: Callable[..., object], args: tuple[Any, ...]) -> None:
+        if self.over:
+            return
+        if self.host.stalled_until > self.simulation.now:
+            self.simulation.at(self.host.stalled_until, self._step, (step, args))
+            return
+        self.run(step, *args)
+
+    def run(self, step: Callable[..., object], *args: Any) -> None:
+        """Take a step now. Whatever ends a process ends it."""
+        if self.over:
+            return
+        simulation = self.simulation
+        loop = simulation.loop
+        clock, loop.clock = loop.clock, self.host.time
+        try:
+            step(*args)
+            loop.resume_woken()
+            if not self._turn_due and self.driver._woken.is_set():
+                self._turn_due = True
+                simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+        except PowerCut:
+            self.host.cut_power("in the middle of a call")
+        except CorruptionError as exc:
+            self.host.lose_disk(exc)
+        except StorageError as exc:
+            self.host.fail(exc)
+        finally:
+            loop.clock = clock
+
+    def receive(self, sender: str, frame: bytes) -> None:
+        """A frame has arrived: it waits for the next turn."""
+        self.driver.receive(sender, frame)
+        if not self._turn_due:
+            self._turn_due = True
+            simulation = self.simulation
+            simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+
+    def _turn(self) -> None:
+        self._turn_due = False
+        driver = self.driver
+        driver._woken = trio.Event()
+        driver._turn()
+        if self.installing is not None and self.installing.done.is_set() and self.reception is not None:
+            self.reception.finish()
+        if self.simulation.telling:
+            raft = self.node.raft
+            self.simulation.tell(
+                f"{self.node_id} is {raft.role} of term {raft.term}, entries to {raft.log.last_index()}, committed"
+                f" {raft.log.committed}, applied {driver.applier.index}"
+            )
+        self.simulation.oracle.after_turn(self)
+
+    def _tick_s(self) -> float:
+        return self.settings.heartbeat_interval_s / self.host.rate
+
+    def _tick(self) -> None:
+        self.later(self._tick_s(), self._tick)
+        self.driver.tick()
+
+    # -- what the driver tells -----------------------------------------------------------------------------------------
+
+    def _results(self, commands: Sequence[bytes], results: Sequence[bytes]) -> None:
+        self.simulation.oracle.applied(self, commands, results)
+        self.proposals.applied(commands, results)
+
+    def _send_snapshot(self, node_id: str, term: int, index: int) -> None:
+        if node_id not in self.sending:
+            self.sending.add(node_id)
+            Transfer(self, node_id, term, index)
+
+    def _membership_applied(self, membership: Membership) -> None:
+        self.simulation.note_membership(self.node.raft.membership_index, membership)
+        if self.simulation.telling:
+            self.simulation.tell(f"{self.node_id} knows {describe(membership)}")
+        if self.node_id not in membership.ids:
+            self.later(2 * self.settings.election_timeout_s + 0.2, self._leave)
+
+    def _leave(self) -> None:
+        if self.node_id in self.admission.membership.ids:
+            return
+        if self.node.raft.leader == self.node_id or not self.host.dispensable():
+            self.later(self.settings.election_timeout_s, self._leave)
+        else:
+            self.simulation.after(0.0, self.host.retire, self, "removed")
+
+
+def _ignore(_moved: Moved) -> None:
+    """Nobody moves in a simulation."""
+
+
+def describe(membership: Membership) -> str:
+    """A membership in few words."""
+    words = [f"voters {','.join(sorted(membership.voters))}"]
+    others = {name: getattr(membership, name) for name in ("outgoing", "learners", "learners_next")}
+    words += [f"{name} {','.join(sorted(ids))}" for name, ids in others.items() if ids]
+    return " ".join(words)

@@ -1,0 +1,190 @@
+"""The simulator: nothing breaks in it, it is a function of its seed, and it reaches what it is for.
+
+``python -m replikv.testing simulate --seeds A..B`` runs others; docs/simulator.md says what is simulated.
+"""
+
+from __future__ import annotations
+
+import collections
+import concurrent.futures
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from replikv.testing.__main__ import command_of, main
+from replikv.testing.linearizability import check, read_history
+from replikv.testing.simulator import Options, Report, Simulation, run
+from replikv.testing.simulator.planted import planted
+from replikv.testing.simulator.shrinking import shrink
+
+SEEDS = range(1, 21)
+LONG_SEEDS = range(1, 2001)
+SHORT = {"chaos_s": "3", "clients": "3", "think_s": "0.2"}
+BLOCK = 4
+"""Seeds to a test of the short run."""
+
+ENOUGH = {
+    "operations ok": 200_000,
+    "reads confirmed": 50_000,
+    "replicas compared": 20_000,
+    "changes watched": 100_000,
+    "snapshots received": 300,
+    "power cuts": 2000,
+    "power cuts in the middle of a call": 800,
+    "power cuts while starting": 20,
+    "damaged disks found": 200,
+    "lost disks replaced": 200,
+    "writes without room": 100,
+    "peers ended by their disk": 200,
+    "peers joined": 400,
+    "peers removed": 300,
+    "frames lost": 10_000,
+    "frames repeated": 20_000,
+    "frames late": 10_000,
+    "stalls": 1000,
+    "transfers": 500,
+}
+"""What the long run has to reach: without it, it would prove little."""
+
+
+def described(report: Report) -> str:
+    return f"{report.failure}\n{command_of(report.options)}"
+
+
+@pytest.mark.parametrize("first", SEEDS[::BLOCK])
+def test_nothing_breaks(first: int) -> None:
+    """Whatever the seed, all invariants hold, and all works again when the faults have ended."""
+    for seed in range(first, first + BLOCK):
+        report = run(Options.draw(seed).with_values(SHORT))
+        assert report.failure is None, described(report)
+
+
+@pytest.mark.long
+def test_nothing_breaks_in_many_seeds() -> None:
+    """The same for as many as take minutes; together they reach enough of what may go wrong."""
+    counts: collections.Counter[str] = collections.Counter()
+    broken = []
+    with concurrent.futures.ProcessPoolExecutor() as pool:
+        for report in pool.map(run, map(Options.draw, LONG_SEEDS)):
+            counts += report.counts
+            if report.failure is not None:
+                broken.append(described(report))
+
+    assert [] == broken
+    assert {} == {name: counts[name] for name, enough in ENOUGH.items() if counts[name] < enough}
+
+
+def test_a_seed_is_a_run() -> None:
+    """The same seed twice gives the same transcript, event by event; another one another."""
+    one, again, other = (run(Options.draw(seed).with_values(SHORT), transcript=True) for seed in (3, 3, 4))
+
+    assert one.transcript == again.transcript
+    assert one.transcript != other.transcript
+
+
+def test_a_run_depends_on_no_hash_seed() -> None:
+    """Nor on the order of a set: a process that hashes otherwise gives the same transcripts."""
+    program = (
+        "import hashlib\n"
+        "from replikv.testing.simulator import Options, run\n"
+        f"runs = [run(Options.draw(seed).with_values({SHORT}), transcript=True) for seed in (5, 12)]\n"
+        "lines = [line for report in runs for line in report.transcript]\n"
+        "print(hashlib.sha256('\\n'.join(lines).encode()).hexdigest())\n"
+    )
+    hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
+    found = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        check=True,
+        text=True,
+    ).stdout
+    runs = [run(Options.draw(seed).with_values(SHORT), transcript=True) for seed in (5, 12)]
+    lines = [line for report in runs for line in report.transcript or ()]
+
+    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == found.strip()
+
+
+def test_a_failing_run_is_told_with_the_command_that_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
+    """It says what broke, and how to see it again, in a smaller run."""
+    code = main(["simulate", "--seeds", "1..2", "--jobs", "1", "--planted", "vote-for-any-log", "--set", "chaos_s=5"])
+    told = capsys.readouterr().out
+
+    assert (code, "failed;" in told) in {(0, True), (1, True)}
+    if code:
+        assert "python -m replikv.testing simulate --seeds" in told
+
+
+def test_a_failing_run_is_shrunk() -> None:
+    """What the failure does not need is left out, and the same invariant breaks."""
+    with planted("acknowledge-before-sync"):
+        report = run(Options.draw(2))
+        assert report.kind is not None
+        small = shrink(report, runs_max=25)
+
+    assert report.kind == small.kind
+    assert small.options.chaos_s < report.options.chaos_s
+
+
+def test_options_are_read_from_text() -> None:
+    """What the command line sets is what is run, and what differs from the seed is told in the same words."""
+    options = Options.draw(7).with_values({"loss": "0.25", "peers": "4", "reorder": "true"})
+
+    assert (0.25, 4, True) == (options.loss, options.peers, options.reorder)
+    assert options == Options.draw(7).with_values(options.differences())
+
+
+def test_a_mistake_on_the_command_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """An option that is none is named, beside those that there are."""
+    assert main(["simulate", "--set", "wether=bad"]) == 2
+    assert "'wether=bad'" in capsys.readouterr().err
+
+
+def test_a_quiet_cluster_is_cheap() -> None:
+    """Without faults, nobody is elected twice, and every operation is answered."""
+    simulation = Simulation(Options(seed=1, chaos_s=10.0))
+    simulation.run()
+
+    assert {1} == {process.node.raft.term for process in simulation.processes.values()}
+    assert simulation.counts["operations fail"] == simulation.counts["operations unknown"] == 0
+    assert simulation.counts["operations ok"] > 50
+
+
+def test_what_clients_saw_is_written(tmp_path: Path) -> None:
+    """As lines of JSON that the checker reads, and finds linearizable."""
+    path = tmp_path / "history.jsonl"
+
+    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", "--history", str(path)]) == 0
+
+    assert check(read_history(path)).outcome == "ok"
+
+
+def test_what_the_cores_do_is_traced(tmp_path: Path) -> None:
+    """In the form of etcd's traces: every node begins, what is received was sent, and terms never go back."""
+    path = tmp_path / "trace.ndjson"
+    quiet = [f"--set={name}=0" for name in ("crashes", "cuts_in_writes", "changes", "bit_flips", "failing_syncs")]
+    quiet += [f"--set={name}=0" for name in ("failing_writes", "duplication", "spares")]
+
+    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", *quiet, "--trace", str(path)]) == 0
+
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    first: dict[str, str] = {}
+    sent: collections.Counter[str] = collections.Counter()
+    terms: dict[str, int] = {}
+    for event in events:
+        first.setdefault(event["nid"], event["name"])
+        assert terms.get(event["nid"], 0) <= event["state"]["term"]
+        terms[event["nid"]] = event["state"]["term"]
+        if "msg" in event:
+            message = json.dumps(event["msg"])
+            way = event["msg"]["from"] if event["name"].startswith("Send") else event["msg"]["to"]
+            assert way == event["nid"]
+            sent[message] += 1 if event["name"].startswith("Send") else -1
+            assert sent[message] >= 0, message
+    assert {"InitState"} == set(first.values())
+    assert {"BecomeLeader", "Commit", "Replicate", "Ready"} <= {event["name"] for event in events}

@@ -1,0 +1,34 @@
+"""The simulator can fail: each bug of the catalogue is noticed within as many seeds as its entry says."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from replikv.testing.simulator.planted import CATALOGUE, find
+
+QUICK = ("acknowledge-before-sync", "lose-the-hard-state", "skip-the-sync-of-the-log")
+"""Bugs that the short run plants, since they show soon: all others take too long for it."""
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_a_planted_bug_is_noticed(name: str) -> None:
+    """The machinery works: what is planted is noticed, and is gone afterwards."""
+    report = find(name, range(1, 6))
+
+    assert report is not None
+    assert find(name, []) is None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", sorted(CATALOGUE))
+def test_each_planted_bug_is_noticed(name: str) -> None:
+    """Within the number of seeds that its entry states."""
+    assert find(name) is not None, f"no seed of {CATALOGUE[name].seeds} notices: {CATALOGUE[name].what}"
+
+
+def test_the_catalogue_says_what_is_wrong() -> None:
+    """Each entry has a sentence, and a bound."""
+    assert [] == [bug.name for bug in CATALOGUE.values() if not bug.what.endswith(")") and not bug.what.endswith(".")]
+    assert all(0 < bug.seeds <= 200 for bug in CATALOGUE.values()), os.linesep.join(CATALOGUE)
