@@ -102,6 +102,7 @@ ONLY_COMPILED = {
     "docs/disk.md": "what the disk is to be used for is left to the reader",
     "docs/recovery.md": "it takes the directory of a peer that has lost its majority",
     "docs/security.md": "it takes certificates",
+    "docs/simulator.md": "it shows a part of the catalogue of planted bugs",
 }
 """Page -> why what it shows cannot run here."""
 
@@ -184,3 +185,28 @@ def test_every_recipe_has_its_page_and_its_place_in_the_list() -> None:
     listed = dict(re.findall(r"^\| \[(\w+)\]\(([\w-]+\.md)\) \|", index, re.MULTILINE))
     assert pages == set(listed.values())
     assert set(listed) <= set(recipes.__all__)
+
+
+def test_the_tests_that_pages_name_are_there() -> None:
+    """Files, and tests in them by name; bugs that are planted, too."""
+    text = "".join(path.read_text("utf-8") for path in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "SECURITY.md"])
+    named = set(re.findall(r"`(tests/[\w/]+(?:\.py(?:::\w+)?)?)`", text))
+    assert [] == [
+        name
+        for name in sorted(named)
+        if not (ROOT / name.partition("::")[0]).exists()
+        or f"def {name.partition('::')[2] or ''}" not in _source(ROOT / name.partition("::")[0])
+    ]
+    planted = re.findall(r"`(\w+)`", "".join(re.findall(r"\| ([^|]*) \|$", _bugs(), re.MULTILINE)))
+    sources = "".join(_source(path) for path in (ROOT / "tests").rglob("test_planted*.py"))
+    sources += _source(ROOT / "replikv" / "testing" / "simulator" / "planted.py")
+    assert [] == [name for name in planted if f"def {name}(" not in sources and f'"{name}"' not in sources]
+
+
+def _bugs() -> str:
+    page = (ROOT / "docs" / "reliability.md").read_text("utf-8")
+    return page[page.index("## Bugs that others had") : page.index("## Figures")]
+
+
+def _source(path: Path) -> str:
+    return path.read_text("utf-8") if path.is_file() else "def "
