@@ -204,7 +204,7 @@ async def test_a_peer_that_stops_for_good_stops_nobody(autojump_clock: trio.abc.
 # -- loss, duplication, reordering -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
 async def test_each_increment_counts_once_however_frames_fare(autojump_clock: trio.abc.Clock, seed: int) -> None:
     """Frames lost, doubled, late and out of order: the sum is that of the successes, and of some that are unknown."""
     acknowledged: list[int] = []
@@ -224,7 +224,7 @@ async def test_each_increment_counts_once_however_frames_fare(autojump_clock: tr
     assert len(set(unknown)) == len(unknown)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
 async def test_each_increment_counts_once_however_often_the_leader_changes(
     autojump_clock: trio.abc.Clock, seed: int
 ) -> None:

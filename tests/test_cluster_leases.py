@@ -208,7 +208,9 @@ async def test_bad_networks_cost_no_lease(autojump_clock: trio.abc.Clock, seed: 
         await peers.leader()
 
         async def hold(cluster: Cluster) -> None:
-            async with cluster.store.lease(ttl_s=10.0) as lease:
+            # A question, or the answer to it, is lost with one of four tries, and one a second is made. So one of some
+            # hundred thousand renewals finds no way in 11 s; with half the time to live, one of some thousand did.
+            async with cluster.store.lease(ttl_s=20.0) as lease:
                 await cluster.store.put(f"held/{id_of(cluster)}", 1, lease=lease)
                 await trio.sleep(120)
                 assert f"held/{id_of(cluster)}" in cluster.store
@@ -274,7 +276,7 @@ async def test_a_lease_is_lost_with_all_of_a_cluster_of_one(autojump_clock: trio
         assert {} == dict(store.items())
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(2, 10))])
 async def test_two_never_hold_what_one_may(autojump_clock: trio.abc.Clock, seed: int) -> None:
     """Who sets a key with his lease holds it; peers are cut off, and leaders change, under those who compete for it.
 
