@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -127,7 +128,8 @@ async def test_questions_from_every_peer_at_once_have_one_answer(autojump_clock:
         async with trio.open_nursery() as nursery:
             for cluster in peers.all:
                 nursery.start_soon(ask, cluster)
-            await (await peers.leader()).transfer_leadership()
+            with contextlib.suppress(UnavailableError):  # the word to the successor may be among what is lost
+                await (await peers.leader()).transfer_leadership()
         assert [False] * 5 == [outcome.applied for outcome in outcomes]
 
 

@@ -99,6 +99,7 @@ GIVEN: dict[str, object] = {
 STORED = {"accounts/alice": 100, "lock": "somebody", "users/ann": {"schema-version": 1, "name": "Ann", "email": None}}
 
 ONLY_COMPILED = {
+    "docs/backup.md": "it writes files in threads, which no mock clock waits for",
     "docs/disk.md": "what the disk is to be used for is left to the reader",
     "docs/recovery.md": "it takes the directory of a peer that has lost its majority",
     "docs/security.md": "it takes certificates",
