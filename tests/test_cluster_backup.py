@@ -28,7 +28,7 @@ async def test_everything_that_was_acknowledged_is_in_it(tmp_path: Path, autojum
         leader = await peers.leader()
         follower = peers.without(leader)[0]
         peers.network.set_faults(delay_s=(0.005, 0.02))
-        for number in range(10):
+        for number in range(3):
             revision = await leader.store.put("n", number)
             told = await follower.backup(tmp_path / "backup")
             assert {"n": number} == items_of(tmp_path / "backup")

@@ -132,7 +132,7 @@ async def finish(group: Group, answers: dict[str, int]) -> list[Stay]:
 @pytest.mark.parametrize(
     ("recipe", "rounds"),
     [
-        ("lock", 2),
+        ("lock", 1),
         pytest.param("lock", 30, marks=pytest.mark.long),
         pytest.param("election", 30, marks=pytest.mark.long),
     ],

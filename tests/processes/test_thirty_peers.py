@@ -10,7 +10,8 @@ from processes import Process, free_addresses, running_processes
 
 
 @pytest.mark.parametrize(
-    ("voters", "crowds", "each", "kills"), [("abc", 2, 3, 1), pytest.param("abcde", 5, 6, 5, marks=pytest.mark.long)]
+    ("voters", "crowds", "each", "kills"),
+    [pytest.param(*size, marks=pytest.mark.long) for size in (("abc", 2, 3, 1), ("abcde", 5, 6, 5))],
 )
 async def test_peers_in_memory_take_the_votes_of_those_that_are_lost(
     tmp_path: Path, voters: str, crowds: int, each: int, kills: int
