@@ -33,7 +33,7 @@ from replikv.settings import Settings
 from replikv.storage.base import Identity, Storage
 from replikv.transport.base import Channel, Transport
 
-__all__ = ["Life"]
+__all__ = ["Life", "core_config"]
 
 RESTORE_SLICE_S = 0.005
 """How long a replica is rebuilt from disk before other tasks get their turn."""
@@ -82,7 +82,7 @@ class Life:
         self.driver = Driver(
             node_id=self.identity.node_id,
             settings=settings,
-            node=RawNode(self._config(snapshot.index), image, randomness),
+            node=RawNode(core_config(self.identity.node_id, settings, snapshot.index), image, randomness),
             storage=storage,
             transport=transport,
             replica=replica,
@@ -99,22 +99,6 @@ class Life:
         self.receiver = SnapshotReceiver(storage, replica, settings, self.driver.snapshot_lock, self.driver.install)
         self.reconfigurator = Reconfigurator(self.identity, self.driver, transport, settings)
         self._log = structlog.get_logger(component="peer").bind(node=self.identity.node_id)
-
-    def _config(self, applied: int) -> Config:
-        settings = self.settings
-        return Config(
-            node_id=self.identity.node_id,
-            election_ticks=settings.election_ticks,
-            pre_vote=True,
-            check_quorum=True,
-            read_lease=settings.lease_reads,
-            message_bytes_max=settings.message_bytes_max,
-            uncommitted_bytes_max=settings.uncommitted_bytes_max,
-            commit_rides_along=True,
-            inflight_messages_max=settings.inflight_messages_max,
-            inflight_bytes_max=settings.inflight_bytes_max,
-            applied=applied,
-        )
 
     # -- running -------------------------------------------------------------------------------------------------------
 
@@ -227,3 +211,20 @@ class Life:
         await driver.barriers.wait_applied(index, driver.deadline())
         await driver.take_snapshot(index)
         await self.sender.send_over(channel, driver.node.raft.term, index, node_id)
+
+
+def core_config(node_id: str, settings: Settings, applied: int) -> Config:
+    """How the core of a peer is to behave, whose state is that of the entries up to ``applied``."""
+    return Config(
+        node_id=node_id,
+        election_ticks=settings.election_ticks,
+        pre_vote=True,
+        check_quorum=True,
+        read_lease=settings.lease_reads,
+        message_bytes_max=settings.message_bytes_max,
+        uncommitted_bytes_max=settings.uncommitted_bytes_max,
+        commit_rides_along=True,
+        inflight_messages_max=settings.inflight_messages_max,
+        inflight_bytes_max=settings.inflight_bytes_max,
+        applied=applied,
+    )

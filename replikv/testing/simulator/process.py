@@ -19,10 +19,10 @@ from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.driver import Driver
 from replikv.peer.lessee import Lessee
+from replikv.peer.life import core_config
 from replikv.peer.proposals import Proposals
 from replikv.peer.protocol import Moved
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
-from replikv.raft.core import Config
 from replikv.raft.entries import Entry, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.messages import Message
@@ -143,7 +143,7 @@ class Process:
         self.proposals = Proposals(self.node_id, settings.proposals_max, self._randomness())
         self.barriers = _Barriers(self.random.getrandbits(62))
         self.barriers.process = self
-        self.node = RawNode(self._config(snapshot.index), image, self._randomness())
+        self.node = RawNode(core_config(self.node_id, settings, snapshot.index), image, self._randomness())
         self.driver = _Driver(
             node_id=self.node_id,
             settings=settings,
@@ -173,23 +173,6 @@ class Process:
 
     def _randomness(self) -> Random:
         return Random(self.random.getrandbits(64))  # noqa: S311  # a function of the seed
-
-    def _config(self, applied: int) -> Config:
-        # As Life has it.
-        settings = self.settings
-        return Config(
-            node_id=self.node_id,
-            election_ticks=settings.election_ticks,
-            pre_vote=True,
-            check_quorum=True,
-            read_lease=settings.lease_reads,
-            message_bytes_max=settings.message_bytes_max,
-            uncommitted_bytes_max=settings.uncommitted_bytes_max,
-            commit_rides_along=True,
-            inflight_messages_max=settings.inflight_messages_max,
-            inflight_bytes_max=settings.inflight_bytes_max,
-            applied=applied,
-        )
 
     # -- its life ------------------------------------------------------------------------------------------------------
 
