@@ -100,6 +100,7 @@ STORED = {"accounts/alice": 100, "lock": "somebody", "users/ann": {"schema-versi
 
 ONLY_COMPILED = {
     "docs/backup.md": "it writes files in threads, which no mock clock waits for",
+    "docs/chaos.md": "it takes the members of the reader's cluster",
     "docs/disk.md": "what the disk is to be used for is left to the reader",
     "docs/recovery.md": "it takes the directory of a peer that has lost its majority",
     "docs/security.md": "it takes certificates",

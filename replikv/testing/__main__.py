@@ -1,4 +1,6 @@
-"""``python -m replikv.testing simulate``: many simulations on all cores, and what came of them."""
+"""``python -m replikv.testing``: ``simulate``, many simulations on all cores, and what came of them; ``chaos``, a
+cluster of real processes that everything is done to.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
+from replikv.testing.chaos.command import add_arguments, run_command
 from replikv.testing.linearizability import write_history
 from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
@@ -35,7 +38,14 @@ _SEEDS_AHEAD: Final = 8
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; its exit code: 0 when all is well, 1 when something broke, 2 for a mistake in the arguments."""
     parser = argparse.ArgumentParser(prog="python -m replikv.testing", description="Tests for those who distrust us.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    chaos = commands.add_parser(
+        "chaos",
+        help="run a cluster of real processes through everything",
+        description="Processes are killed, stopped, cut off, filled up, added and removed, under load; then all that"
+        " clients, watchers and holders of locks have seen is judged. See docs/chaos.md.",
+    )
+    add_arguments(chaos)
     simulate = commands.add_parser(
         "simulate",
         help="run clusters in a simulator",
@@ -57,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
     options = parser.parse_args(arguments)
+    if options.command == "chaos":
+        return run_command(options)
     try:
         values = dict(_setting(text) for text in options.set)
         Options.draw(1).with_values(values)

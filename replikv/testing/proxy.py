@@ -22,8 +22,9 @@ import dataclasses
 import errno
 import math
 import socket as stdlib_socket
+import ssl
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final, Literal, TypeAlias
 
 import trio
@@ -424,11 +425,18 @@ class RoutedTransport(TcpTransport):
 
     Args:
         routes: address -> where to dial it.
-        transport: as :class:`~replikv.TcpTransport` takes them.
+        secret: as :class:`~replikv.TcpTransport` takes it; and so ``tls`` and ``tls_names``.
     """
 
-    def __init__(self, routes: Mapping[str, str], **transport: object) -> None:
-        super().__init__(**transport)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        routes: Mapping[str, str],
+        *,
+        secret: str | bytes | Sequence[str | bytes] | None = None,
+        tls: ssl.SSLContext | tuple[ssl.SSLContext, ssl.SSLContext] | None = None,
+        tls_names: bool = False,
+    ) -> None:
+        super().__init__(secret=secret, tls=tls, tls_names=tls_names)
         self._routes = routes
 
     def set_peer(self, node_id: str, address: str | None) -> None:

@@ -1,0 +1,56 @@
+"""What a run is asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+__all__ = ["Options"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Raises ValueError for a run that cannot be."""
+
+    directory: Path
+    """Where everything of the run is written; made, or empty."""
+    peers: int = 3
+    """Members in the beginning, each a process."""
+    seconds: float = 60.0
+    """How long things go wrong."""
+    seed: int = 1
+    """Of all that is drawn: which faults, when, for how long, and what clients do. What comes of it depends on when
+    processes get their turn, too, so a seed is no promise that a failure comes again."""
+    spares: int = 2
+    """Nodes that may join, beside the first ones."""
+    clients: int = 3
+    """In each process."""
+    keys: int = 6
+    """Registers, counters and pairs, each so many."""
+    pause_s: float = 0.02
+    """Of a client, between two operations."""
+    mount: bool = True
+    """Whether disks are file systems of their own, where that is allowed."""
+    calm_s: float = 60.0
+    """Within this time after the last fault, all have to be well again."""
+    check_s: float = 600.0
+    """How long the judges of linearizability may take, each."""
+
+    def __post_init__(self) -> None:
+        if self.peers < 3:
+            raise ValueError(f"a cluster that survives a fault has three peers at least, not {self.peers}")
+        if self.seconds <= 0 or self.clients < 1 or self.keys < 1 or self.spares < 0:
+            raise ValueError("a run needs some seconds, a client and a key at least")
+
+    def save(self) -> None:
+        """Write it into the directory."""
+        told = {**dataclasses.asdict(self), "directory": str(self.directory)}
+        (self.directory / "options.json").write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+
+    @classmethod
+    def load(cls, directory: Path) -> Options:
+        """Of a run that was made. Raises OSError, ValueError."""
+        told: dict[str, Any] = json.loads((directory / "options.json").read_text("utf-8"))
+        return cls(**{**told, "directory": directory})

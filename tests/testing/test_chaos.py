@@ -1,0 +1,68 @@
+"""Clusters of real processes that everything is done to: what clients, watchers and holders of locks saw was right.
+
+``python -m replikv.testing chaos`` runs others; docs/chaos.md says what is done, and how to read what is left.
+REPLIKV_CHAOS_SECONDS and REPLIKV_CHAOS_SEED make these longer, or other ones.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from replikv.testing.__main__ import main
+from replikv.testing.chaos import Options, run
+from replikv.testing.chaos.command import describe
+from replikv.testing.chaos.storm import FAULTS
+from replikv.testing.linearizability.__main__ import main as check_file
+
+SEED = int(os.environ.get("REPLIKV_CHAOS_SEED", "1"))
+SHORT_S = 6.0
+LONG_S = float(os.environ.get("REPLIKV_CHAOS_SECONDS", "120"))
+
+ENOUGH = {"operations ok": 1000, "locks held": 20, "leases held": 30, "stream events": 5000}
+"""What two minutes reach on a machine that has ten other things to do; without it, they would prove little."""
+
+
+async def test_nothing_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three peers, for some seconds; the history is a file that others can check."""
+    report = await run(Options(directory=tmp_path / "run", peers=3, seconds=SHORT_S, seed=SEED))
+    assert [] == report.failures, describe(report)
+    assert sum(report.faults.values()) >= 3
+    assert report.counts["operations ok"] >= 100
+    assert 0 == check_file([str(tmp_path / "run" / "history.jsonl"), "--revisions"])
+    assert 0 == main(["chaos", "--judge", str(tmp_path / "run")]), capsys.readouterr()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("peers", [3, 5])
+async def test_nothing_breaks_for_long(tmp_path: Path, peers: int) -> None:
+    """Everything that there is goes wrong, again and again."""
+    report = await run(Options(directory=tmp_path / "run", peers=peers, seconds=LONG_S, seed=SEED + peers))
+    assert [] == report.failures, describe(report)
+    if LONG_S >= 120:
+        assert len(report.faults) >= sum(map(len, FAULTS.values())) * 2 // 3
+        assert {} == {name: report.counts[name] for name, least in ENOUGH.items() if report.counts[name] < least}
+
+
+@pytest.mark.long
+async def test_nothing_breaks_where_nothing_can_be_mounted(tmp_path: Path) -> None:
+    """Disks are full by word of the run then."""
+    report = await run(Options(directory=tmp_path / "run", seconds=20.0, seed=SEED, mount=False))
+    assert [] == report.failures, describe(report)
+    assert report.faults["full disk"] >= 1
+
+
+async def test_a_directory_is_of_one_run(tmp_path: Path) -> None:
+    """What another run has left is not mixed with this one's."""
+    (tmp_path / "history.jsonl").touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        await run(Options(directory=tmp_path))
+
+
+@pytest.mark.parametrize("wrong", [["--peers", "2"], ["--seconds", "0"], ["--judge", "nowhere"]])
+def test_mistakes_are_told(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, and a sentence."""
+    assert 2 == main(["chaos", *wrong])
+    assert capsys.readouterr().err
