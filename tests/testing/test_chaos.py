@@ -10,10 +10,12 @@ import os
 from pathlib import Path
 
 import pytest
+import trio
 
 from replikv.testing.__main__ import main
 from replikv.testing.chaos import Options, run
 from replikv.testing.chaos.command import describe
+from replikv.testing.chaos.nodes import Nodes
 from replikv.testing.chaos.storm import FAULTS
 from replikv.testing.linearizability.__main__ import main as check_file
 
@@ -59,6 +61,21 @@ async def test_a_directory_is_of_one_run(tmp_path: Path) -> None:
     (tmp_path / "history.jsonl").touch()
     with pytest.raises(FileExistsError, match="not empty"):
         await run(Options(directory=tmp_path))
+
+
+async def test_an_end_that_nothing_explains_is_told(tmp_path: Path) -> None:
+    """Whoever was neither killed nor removed has no reason to end."""
+    nodes = Nodes(Options(directory=tmp_path), lease_reads=False)
+    node = nodes.nodes["n1"]
+    node.disk.data_dir.write_text("a file, where a directory should be")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(nodes.run)
+        await nodes.start(node)
+        await node.ended.wait()
+        assert "down" == node.state
+        (failure,) = nodes.failures
+        assert "n1 ended with 1: StorageError" in failure
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize("wrong", [["--peers", "2"], ["--seconds", "0"], ["--judge", "nowhere"]])

@@ -74,8 +74,7 @@ class Disk:
         if self._descriptor is None:
             return
         self.drain()
-        if self.data_dir.exists():
-            shutil.copytree(self.data_dir, self._path / "data")
+        shutil.copytree(self.data_dir.parent, self._path, dirs_exist_ok=True)
         os.close(self._descriptor)
         self._descriptor = None
 

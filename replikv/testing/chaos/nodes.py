@@ -262,17 +262,19 @@ class Nodes:
         _close(process)
         ended.set()
         node.wake()
-        if process is node.process and node.state != "down":
+        if process is node.process:
             self._judge_end(node, code, said)
 
     def _judge_end(self, node: Node, code: int, said: dict[str, Any]) -> None:
         reason = said.get("ended")
         if reason is not None:
             self.ends.append({"node": node.node_id, "ended": reason, "text": said["text"]})
+        if reason is None and node.state == "down" and code in (0, -signal.SIGKILL):
+            return  # as it was asked to
         if reason == "RemovedError" and node.leaving:
             node.disk.wipe()
             self._set(node, "absent")
-        elif reason == "StorageFullError" and node.was_full and node.state == "joining":
+        elif reason == "StorageFullError" and node.was_full and node.state in ("joining", "down"):
             self._set(node, "down")
             assert self._nursery is not None
             self._nursery.start_soon(self._start_with_room, node)
