@@ -110,6 +110,7 @@ async def _settle(nodes: Nodes, options: Options) -> dict[str, Any]:
         node.disk.drain()
         nodes.go_on(node)
     for node in nodes.of("down"):
+        await node.ended.wait()  # the storm may have been over between a kill and its end
         await nodes.start(node)
     await _working(nodes, options.calm_s)
     note("working")
