@@ -15,7 +15,7 @@ from replikv import Cluster, ConfigurationError, Settings
 from replikv.testing import proxy as proxy_module
 from replikv.testing.proxy import Faults, RoutedTransport, TcpProxy, reserve_port
 
-SOON_S = 5.0
+SOON_S = 20.0
 """For what comes at once, on a busy machine."""
 NEVER_S = 0.05
 """For what never comes."""
