@@ -27,8 +27,8 @@ class Options:
     """Nodes that may join, beside the first ones."""
     clients: int = 3
     """In each process."""
-    keys: int = 6
-    """Registers, counters and pairs, each so many."""
+    keys: int = 4
+    """Registers, counters and pairs, each so many. Few, so that whoever reads an old value reads a wrong one."""
     pause_s: float = 0.02
     """Of a client, between two operations."""
     mount: bool = True
