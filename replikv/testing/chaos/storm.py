@@ -92,7 +92,7 @@ class Storm:
         nodes = self._nodes
         network = nodes.network
         names = [node.node_id for node in nodes.of("running", "stopped", "joining")]
-        if len(names) < 2:
+        if len(names) < (3 if fault == "bridge" else 2):
             return
         chance.shuffle(names)
         half = chance.randrange(1, len(names))
@@ -111,7 +111,7 @@ class Storm:
                 told |= {"from": some}
             case "bridge":
                 middle = names.pop()
-                half = max(1, len(names) // 2)
+                half = len(names) // 2
                 network.separate(names[:half], names[half:])
                 told |= {"between": [names[:half], names[half:]], "bridge": middle}
             case "isolated leader":
