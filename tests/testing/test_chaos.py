@@ -49,6 +49,17 @@ async def test_nothing_breaks_for_long(tmp_path: Path, peers: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("bug", ["apply_a_retry_twice", "elect_by_one_vote", "answer_reads_without_asking"])
+async def test_bugs_are_noticed(tmp_path: Path, bug: str) -> None:
+    """The judges see what goes wrong among real processes: a run that all is well with says something."""
+    for seed in range(1, 6):
+        report = await run(Options(directory=tmp_path / f"run{seed}", seconds=30.0, seed=seed, planted=bug))
+        if report.failures:
+            return
+    raise AssertionError(f"{bug} is in the code, and five runs found nothing wrong")
+
+
+@pytest.mark.long
 async def test_nothing_breaks_where_nothing_can_be_mounted(tmp_path: Path) -> None:
     """Disks are full by word of the run then."""
     report = await run(Options(directory=tmp_path / "run", seconds=20.0, seed=SEED, mount=False))

@@ -14,6 +14,7 @@ import trio
 from replikv.testing.chaos.judge import judge
 from replikv.testing.chaos.options import Options
 from replikv.testing.chaos.run import Report, run
+from replikv.testing.simulator.planted import CATALOGUE
 
 __all__ = ["add_arguments", "describe", "run_command"]
 
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clients", type=int, default=3, metavar="N", help="in each process (3)")
     parser.add_argument("--pause", type=float, default=0.02, metavar="S", help="of a client, between two calls (0.02)")
     parser.add_argument("--dir", type=Path, metavar="DIR", help="for all that is written; new, or empty (a temporary)")
+    parser.add_argument("--planted", choices=sorted(CATALOGUE), metavar="BUG", help="with this bug in the code")
     parser.add_argument("--judge", type=Path, metavar="DIR", help="judge what an earlier run has left, and run nothing")
 
 
@@ -44,6 +46,7 @@ def run_command(arguments: argparse.Namespace) -> int:
                 seed=seed,
                 clients=arguments.clients,
                 pause_s=arguments.pause,
+                planted=arguments.planted,
             )
             sys.stderr.write(f"seed {seed}, {options.peers} peers, {options.seconds:g} s, in {directory}\n")
             report = trio.run(run, options)

@@ -194,12 +194,14 @@ class Nodes:
             "start": node.starts,
             "flag": None if node.disk.mounted else str(node.disk.flag),
             "load": {**load, "seed": options.seed},
+            "planted": options.planted,
         }
+        program = "replikv.testing.chaos." + ("member" if options.planted is None else "planted")
         node.starts += 1
         node.was_full = node.disk.flag.exists()
         with (options.directory / f"{node.node_id}.log").open("ab") as log:
             process = subprocess.Popen(  # noqa: ASYNC220, S603
-                [sys.executable, "-m", "replikv.testing.chaos.member", json.dumps(arguments)],
+                [sys.executable, "-m", program, json.dumps(arguments)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

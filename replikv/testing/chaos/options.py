@@ -33,6 +33,8 @@ class Options:
     """Of a client, between two operations."""
     mount: bool = True
     """Whether disks are file systems of their own, where that is allowed."""
+    planted: str | None = None
+    """A bug of the simulator's catalogue that every process has."""
     calm_s: float = 60.0
     """Within this time after the last fault, all have to be well again."""
     check_s: float = 600.0
