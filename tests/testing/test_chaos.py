@@ -18,6 +18,7 @@ from replikv.testing.chaos.command import describe
 from replikv.testing.chaos.nodes import Nodes
 from replikv.testing.chaos.storm import FAULTS
 from replikv.testing.linearizability.__main__ import main as check_file
+from replikv.testing.simulator.planted import CATALOGUE
 
 SEED = int(os.environ.get("REPLIKV_CHAOS_SEED", "1"))
 SHORT_S = 6.0
@@ -49,9 +50,10 @@ async def test_nothing_breaks_for_long(tmp_path: Path, peers: int) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("bug", ["apply_a_retry_twice", "elect_by_one_vote", "answer_reads_without_asking"])
+@pytest.mark.parametrize("bug", ["apply-a-retry-twice", "elect-by-one-vote", "answer-reads-without-asking"])
 async def test_bugs_are_noticed(tmp_path: Path, bug: str) -> None:
     """The judges see what goes wrong among real processes: a run that all is well with says something."""
+    assert bug in CATALOGUE
     for seed in range(1, 6):
         report = await run(Options(directory=tmp_path / f"run{seed}", seconds=30.0, seed=seed, planted=bug))
         if report.failures:

@@ -34,7 +34,7 @@ class Options:
     mount: bool = True
     """Whether disks are file systems of their own, where that is allowed."""
     planted: str | None = None
-    """A bug of the simulator's catalogue that every process has."""
+    """A bug of the simulator's catalogue that every process has. With one that is not in it, none starts."""
     calm_s: float = 60.0
     """Within this time after the last fault, all have to be well again."""
     check_s: float = 600.0
