@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
 import trio
 from cancelled_calls import CASES, OTHERWHERE, public_names
-from cancelling import Case, cancel_everywhere, scene
+from cancelling import SETTLED_S, Case, Scene, cancel_everywhere, scene, steps_of
+from clusters import Peers, peer_of, running
+from steps import CancelAtStep
+
+from replikv import Cluster, OutcomeUnknownError
 
 
 def test_no_call_is_forgotten() -> None:
@@ -37,3 +42,96 @@ async def test_cancelled_at_any_step_of_the_cluster(
     async with scene(tmp_path, role=role, delay_s=delay_s) as made:
         await cancel_everywhere(made, case, own=True, stride=1)
         assert await cancel_everywhere(made, case, own=False, stride=1) > 5
+
+
+# -- what is told of it afterwards -------------------------------------------------------------------------------------
+
+
+async def told_afterwards(made: Scene, step: int, own: bool) -> tuple[bool, bool]:
+    """Cancel an increment there, and ask for its outcome at once: whether it was cancelled, and whether handed over."""
+    await made.clear()
+    proposals = peer_of(made.cluster)._proposals
+    token = (proposals.session, proposals._next_sequence)
+    cancelling = CancelAtStep(step, own=own)
+    with cancelling.counting():
+        await made.store.increment("key")
+    handed = proposals._next_sequence > token[1]
+    if not cancelling.ended:
+        told: bool | None = False
+        if handed:
+            try:
+                told = bool(await made.cluster.outcome(token))
+            except OutcomeUnknownError:
+                told = None  # it was seen applied, and nobody had the token: so nobody is told any more
+        await made.check()
+        assert told in (None, "key" in made.store)
+        assert told is not None or made.store["key"] == 1
+    return cancelling.too_late, handed and not cancelling.ended
+
+
+@pytest.mark.parametrize("role", ["leader", "follower"])
+@pytest.mark.parametrize("stride", [2, pytest.param(1, marks=pytest.mark.long)])
+async def test_the_outcome_agrees_with_what_became_of_it(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, role: str, stride: int
+) -> None:
+    """Applied or never, whichever is told: also if it is told while the command is on its way."""
+    async with scene(tmp_path, role=role, delay_s=0.01) as made:
+        asked = 0
+        for step in steps_of(own=False, stride=stride, seed=role):
+            too_late, handed = await told_afterwards(made, step, own=False)
+            asked += handed
+            if too_late:
+                break
+        assert asked > 3
+
+
+# -- a peer's life -----------------------------------------------------------------------------------------------------
+
+
+async def live_in_a_block(cluster: Cluster) -> None:
+    async with cluster:
+        await cluster.store.barrier()
+
+
+async def live_in_a_nursery(cluster: Cluster) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(cluster.run)
+        await cluster.store.barrier()
+        await cluster.shutdown()
+
+
+async def check_life(peers: Peers, lives: int, tasks: int) -> None:
+    """Nothing of the life before is left; with its directory a peer begins another, and all is as ever."""
+    with trio.fail_after(SETTLED_S):
+        while trio.lowlevel.current_statistics().tasks_living > tasks:  # noqa: ASYNC110  # nothing to wait on
+            await trio.sleep(0.05)
+    again = await peers.start("c")
+    with trio.fail_after(SETTLED_S):
+        assert lives == await again.store.increment("lives")
+    await peers.converge()
+    await peers.shutdown("c")
+    assert lives == await peers["a"].store.get("lives")
+
+
+@pytest.mark.parametrize("live", [live_in_a_block, live_in_a_nursery])
+@pytest.mark.parametrize("stride", [60, pytest.param(1, marks=pytest.mark.long)])
+async def test_a_peer_cancelled_at_any_step_of_its_life(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, live: Callable[[Cluster], Awaitable[None]], stride: int
+) -> None:
+    """While it starts, while it is there, while it ends, called back to all by its directory each time."""
+    async with running(absent="c", disks=tmp_path) as peers:
+        await peers.leader()
+        await check_life(peers, 1, trio.lowlevel.current_statistics().tasks_living + 10)
+        await trio.sleep(1.0)
+        tasks = trio.lowlevel.current_statistics().tasks_living
+        lives = 1
+        for own in (True, False):
+            for step in steps_of(own, stride, live.__name__):
+                cancelling = CancelAtStep(step, own=own)
+                with cancelling.counting():
+                    await live(peers.make("c"))
+                lives += 1
+                await check_life(peers, lives, tasks)
+                if cancelling.too_late:
+                    break
+        assert lives > 10
