@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import trio
-from cancelling import AGAIN_S, TTL_S, Call, Case, Scene
+from cancelling import AGAIN_S, TTL_S, Call, Case, Scene, Tally
 from clusters import id_of, open_sessions, peer_of
 
 import replikv
@@ -32,9 +32,9 @@ from replikv.recipes import (
 CASES: list[Case] = []
 
 OTHERWHERE = {
-    # Of the block and the life of a cluster itself: test_cluster_cancellation.py
-    *("Cluster.__aenter__", "Cluster.__aexit__", "Cluster.run", "Cluster.shutdown"),
-    # What carries frames between peers; applications do not call it: test_cluster_cancellation.py
+    # A peer's life: test_a_peer_cancelled_at_any_step_of_its_life
+    *("Cluster.run", "Cluster.shutdown"),
+    # What carries frames between peers; applications do not call it: transport/test_cancelled_channels.py
     *("MemoryTransport.call", "MemoryTransport.open_channel", "TcpTransport.call", "TcpTransport.open_channel"),
     *("Channel.aclose", "Channel.receive", "Channel.send"),
     # replikv.testing.transport_suite: test_a_cancelled_run_leaves_nothing
@@ -465,6 +465,13 @@ async def without_fourth(s: Scene) -> None:
 async def add_member(s: Scene) -> None:
     await s.cluster.add_member("d", "memory-d", learner=True)
     assert "learner" == members_of(s)["d"]
+
+
+@case("Cluster.__aenter__", "Cluster.__aexit__", tidy=without_fourth)
+async def join(s: Scene) -> None:
+    via = id_of(s.cluster)
+    async with s.peers.make_joining("d", via=via, learner=True, machine=Tally()) as joined:
+        assert "learner" == joined.status().members["d"].role
 
 
 @case("Cluster.remove_member", prepare=learning_fourth, tidy=without_fourth)

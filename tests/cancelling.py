@@ -213,10 +213,7 @@ class Case:
 
 def steps_of(own: bool, stride: int, seed: object) -> Iterator[int]:
     """The steps to cancel at: each, or with a ``stride`` about one in so many, beginning anywhere."""
-    if own:
-        step = 0
-    else:
-        step = 1 + random.Random(str(seed)).randrange(stride)
+    step = 0 if own else 1 + random.Random(str(seed)).randrange(stride)
     while True:
         yield step
         step += 1 if own else stride

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import contextlib
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,11 @@ from cancelling import SETTLED_S, Case, Scene, cancel_everywhere, scene, steps_o
 from clusters import Peers, peer_of, running
 from steps import CancelAtStep
 
-from replikv import Cluster, OutcomeUnknownError
+from replikv import Cluster, Lease, OutcomeUnknownError, ReplikvError, Store, Watch
+from replikv.peer.proposals import Proposal, Proposals
+from replikv.recipes import Queue
+from replikv.recipes.acquiring import Holders
+from replikv.storage.backups import BackupWriter
 
 
 def test_no_call_is_forgotten() -> None:
@@ -41,7 +46,7 @@ async def test_cancelled_at_any_step_of_the_cluster(
     """At each step that any task of any peer takes."""
     async with scene(tmp_path, role=role, delay_s=delay_s) as made:
         await cancel_everywhere(made, case, own=True, stride=1)
-        assert await cancel_everywhere(made, case, own=False, stride=1) > 5
+        assert await cancel_everywhere(made, case, own=False, stride=1) > 1
 
 
 # -- what is told of it afterwards -------------------------------------------------------------------------------------
@@ -135,3 +140,99 @@ async def test_a_peer_cancelled_at_any_step_of_its_life(
                 if cancelling.too_late:
                     break
         assert lives > 10
+
+
+# -- the harness itself ------------------------------------------------------------------------------------------------
+
+
+def leave_watches_open(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Watch, "close", lambda self: None)
+
+
+def revoke_without_a_shield(patch: pytest.MonkeyPatch) -> None:
+    async def let_go(self: Lease) -> None:
+        self._keeper.cancel()
+        self._ended = True
+        await self._calls.revoke_lease(self.id)
+
+    patch.setattr(Lease, "_let_go", let_go)
+
+
+def keep_reservations(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Queue, "_release", lambda self, number: None)
+
+
+def keep_the_name_of_the_task(patch: pytest.MonkeyPatch) -> None:
+    @contextlib.contextmanager
+    def once(self: Holders) -> Iterator[None]:
+        task = trio.lowlevel.current_task()
+        if task in self._tasks:
+            raise RuntimeError
+        self._tasks.add(task)
+        yield
+        self._tasks.remove(task)
+
+    patch.setattr(Holders, "once", once)
+
+
+def leave_half_a_backup(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(BackupWriter, "abort", lambda self: None)
+
+
+def increment_again_when_cancelled(patch: pytest.MonkeyPatch) -> None:
+    increment = Store.increment
+
+    async def twice(self: Store, key: str, by: int = 1) -> int:
+        try:
+            return await increment(self, key, by)
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True):
+                await increment(self, key, by)
+            raise
+
+    patch.setattr(Store, "increment", twice)
+
+
+def forget_who_is_under_way(patch: pytest.MonkeyPatch) -> None:
+    """The mark overtakes what was cancelled, and the one after it is given its sequence."""
+    leave = Proposals._leave_unsettled
+
+    def forget(self: Proposals, proposal: Proposal, *, token: bool) -> None:
+        if proposal.sequence == self._next_sequence - 1:
+            self._next_sequence -= 1
+        leave(self, proposal, token=token)
+        self._unsettled.pop(proposal.sequence, None)
+
+    patch.setattr(Proposals, "_leave_unsettled", forget)
+
+
+PLANTED = {
+    leave_watches_open: "watch",
+    revoke_without_a_shield: "lock",
+    keep_reservations: "queue_take",
+    keep_the_name_of_the_task: "lock",
+    leave_half_a_backup: "backup",
+    increment_again_when_cancelled: "increment",
+    forget_who_is_under_way: "put",
+}
+
+
+@pytest.mark.parametrize("bug", PLANTED, ids=lambda bug: bug.__name__)
+async def test_a_planted_bug_is_noticed(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bug: Callable[..., None]
+) -> None:
+    """By the case that is there for it."""
+    case = next(case for case in CASES if case.name == PLANTED[bug])
+
+    async def look() -> None:
+        async with scene(tmp_path) as made:
+            bug(monkeypatch)
+            await cancel_everywhere(made, case, own=True, stride=1)
+            await cancel_everywhere(made, case, own=False, stride=1)
+
+    with pytest.raises(BaseExceptionGroup) as caught:
+        await look()
+    told: BaseException = caught.value
+    while isinstance(told, BaseExceptionGroup):
+        told = told.exceptions[0]
+    assert isinstance(told, AssertionError | trio.TooSlowError | RuntimeError | ReplikvError)

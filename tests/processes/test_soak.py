@@ -88,7 +88,7 @@ class Soak:
         self.samples: dict[str, list[dict[str, Any]]] = {}
 
     async def run(self, rounds: int, *, restart: str = "", every: int = 4, leak: str = "") -> None:
-        """So many rounds. One peer is ended and started again in every so-manieth, and every other time it is killed."""
+        """So many rounds. In every so-manieth one peer ends, or is killed, by turns, and is started again."""
         for number in range(rounds):
             async with trio.open_nursery() as nursery:
                 for node_id in self._group.running:
@@ -120,7 +120,9 @@ class Soak:
             notes.write(json.dumps({"node": node_id, "round": number, **sample}) + "\n")
 
 
-async def soak(directory: Path, rounds: int, round_s: float, *, warm_up: int, restart: str = "", leak: str = "") -> Soak:
+async def soak(
+    directory: Path, rounds: int, round_s: float, *, warm_up: int, restart: str = "", leak: str = ""
+) -> Soak:
     """Rounds of three processes, and their samples without those of the warm-up."""
     async with running_processes(directory, settings=SETTINGS, program="soaker.py") as group:
         await group.leader()
@@ -154,9 +156,8 @@ async def test_a_soak_stays_as_it_is(tmp_path: Path) -> None:
     rounds = max(12, int(SOAK_S / (round_s + 0.5)))
     soaked = await soak(tmp_path, rounds, round_s, warm_up=max(4, rounds // 5), restart="c")
     for node_id, samples in soaked.samples.items():
-        if node_id == "c":
-            samples = samples[3::4]  # each as old as the others
-        assert {} == grown(samples), node_id
+        aged = samples[3::4] if node_id == "c" else samples  # of who was started again, each as old as the others
+        assert {} == grown(aged), node_id
         assert progress(samples, "first_index") > 300 * rounds / 10, "the log was not truncated often"
     assert min(len(samples) for samples in soaked.samples.values()) == rounds
 
