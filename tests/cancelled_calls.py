@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import trio
-from cancelling import AGAIN_S, TTL_S, Call, Case, Scene, Tally
+from cancelling import TTL_S, Call, Case, Scene, Tally
 from clusters import id_of, open_sessions, peer_of
 
 import replikv
@@ -657,7 +657,7 @@ async def queue_put_many(s: Scene) -> None:
 
 async def empty(s: Scene) -> None:
     """The same object finds what is there, at once."""
-    with trio.fail_after(AGAIN_S):
+    with trio.fail_after(s.patience_s):
         while s.given.size:
             await stay(s.given.take())
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import trio
 from clusters import Peers, id_of, peer_of, running
 from steps import CancelAtStep
 
-from replikv import Cluster, DeleteRange, StateMachine, Store
+from replikv import Cluster, DeleteRange, ReplikvError, StateMachine, Store
 
 SOUND = "~sound/"
 """The counters that tell whether commands after a cancelled one still take effect once each; beyond all other keys."""
@@ -27,6 +27,8 @@ EXPIRED_S = 2 * TTL_S + 3.0
 """After this time a lease that nobody keeps alive is gone."""
 AGAIN_S = 1.0
 """Long enough for any call that nobody is in the way of, and too short for a lease to end."""
+CUT_OFF_S = 2 * EXPIRED_S
+"""Who could not reach the cluster while it let go is in its own way until its lease ends."""
 SETTLED_S = 3.0
 """What was under way when a call was cancelled is over within this time; what rests on a lease takes longer."""
 
@@ -61,6 +63,10 @@ class Scene:
     nursery: trio.Nursery
     baseline: dict[str, dict[str, int]] = dataclasses.field(default_factory=dict)
     counted: dict[str, int] = dataclasses.field(default_factory=dict)
+    patience_s: float = AGAIN_S
+    """How long a call may take that is made again."""
+    settled_s: float = SETTLED_S
+    """Within what time everything is over that was under way."""
     given: Any = None
     """What the preparation of a call made for it."""
 
@@ -92,7 +98,7 @@ class Scene:
 
     async def _settle(self) -> None:
         """Wait until every table of every peer is as it was before anything was called."""
-        patience = trio.current_time() + SETTLED_S
+        patience = trio.current_time() + self.settled_s
         while (tables := self._tables()) != self.baseline:
             if trio.current_time() > patience:
                 raise AssertionError(f"left behind: {list(self._differences(tables))}")
@@ -224,7 +230,7 @@ async def cancel_everywhere(scene: Scene, case: Case, *, own: bool, stride: int)
 
     After each, the state is sound, and the call took effect once or never.
     """
-    before, after = await _what_it_does(scene, case)
+    effects = await _what_it_does(scene, case)
     attempts = 0
     for step in steps_of(own, stride, case.name):
         await _prepare(scene, case)
@@ -232,27 +238,57 @@ async def cancel_everywhere(scene: Scene, case: Case, *, own: bool, stride: int)
         with cancelling.counting():
             await case.call(scene)
         attempts += 1
-        where = f"{case.name}, cancelled at step {step} of {'its task' if own else 'all tasks'}"
-        try:
-            await _tidy(scene, case)
-            await scene.check()
-            seen = _look(scene, case)
-            if cancelling.ended:
-                assert after == seen
-            elif seen not in (before, after):
-                assert case.partly is not None, (before, seen, after)
-                assert case.partly(seen, before, after), (before, seen, after)
-            if case.afterwards is not None:
-                await case.afterwards(scene)
-            if case.again:
-                with trio.fail_after(AGAIN_S):
-                    await case.call(scene)
-        except (AssertionError, trio.TooSlowError) as exc:
-            exc.add_note(where)
-            raise
+        with noting(f"{case.name}, cancelled at step {step} of {'its task' if own else 'all tasks'}"):
+            await _judge(scene, case, effects, ended=cancelling.ended)
         if cancelling.too_late:
             break
     return attempts
+
+
+async def cancel_cut_off(scene: Scene, case: Case, after_s: Sequence[float]) -> None:
+    """Run the call on a peer that hears nobody, and cancel it after so long; then the network heals."""
+    effects = await _what_it_does(scene, case)
+    scene.patience_s = CUT_OFF_S
+    # What was lost with its frame is given up when the time of its request is up.
+    scene.settled_s = scene.peers.settings.request_timeout_s
+    for seconds in after_s:
+        await _prepare(scene, case)
+        scene.peers.network.isolate(id_of(scene.cluster))
+        ended = False
+        with trio.move_on_after(seconds), contextlib.suppress(ReplikvError):
+            await case.call(scene)
+            ended = True
+        scene.peers.network.heal()
+        with noting(f"{case.name}, cut off and cancelled after {seconds} s"):
+            await scene.peers.leader()
+            await _judge(scene, case, effects, ended=ended)
+
+
+@contextlib.contextmanager
+def noting(where: str) -> Iterator[None]:
+    """Have an error say where."""
+    try:
+        yield
+    except Exception as exc:
+        exc.add_note(where)
+        raise
+
+
+async def _judge(scene: Scene, case: Case, effects: tuple[Any, Any], *, ended: bool) -> None:
+    before, after = effects
+    await _tidy(scene, case)
+    await scene.check()
+    seen = _look(scene, case)
+    if ended:
+        assert after == seen
+    elif seen not in effects:
+        assert case.partly is not None, (before, seen, after)
+        assert case.partly(seen, before, after), (before, seen, after)
+    if case.afterwards is not None:
+        await case.afterwards(scene)
+    if case.again:
+        with trio.fail_after(scene.patience_s):
+            await case.call(scene)
 
 
 async def _what_it_does(scene: Scene, case: Case) -> tuple[Any, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trio
 from cancelled_calls import CASES, OTHERWHERE, public_names
-from cancelling import SETTLED_S, Case, Scene, cancel_everywhere, scene, steps_of
+from cancelling import SETTLED_S, Case, Scene, cancel_cut_off, cancel_everywhere, scene, steps_of
 from clusters import Peers, peer_of, running
 from steps import CancelAtStep
 
@@ -47,6 +47,17 @@ async def test_cancelled_at_any_step_of_the_cluster(
     async with scene(tmp_path, role=role, delay_s=delay_s) as made:
         await cancel_everywhere(made, case, own=True, stride=1)
         assert await cancel_everywhere(made, case, own=False, stride=1) > 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("role", ["leader", "follower"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+async def test_cancelled_while_nobody_can_be_reached(
+    autojump_clock: trio.abc.Clock, tmp_path: Path, case: Case, role: str
+) -> None:
+    """At once, before anybody is missed, and after an election without this peer."""
+    async with scene(tmp_path, role=role) as made:
+        await cancel_cut_off(made, case, (0.0, 0.3, 2.5))
 
 
 # -- what is told of it afterwards -------------------------------------------------------------------------------------
