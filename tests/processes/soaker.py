@@ -68,6 +68,8 @@ class Soaker(Child):
         match what:
             case "objects":
                 self._planted.extend([number] for number in range(20_000))
+            case "blocks":
+                self._planted.extend(os.urandom(40) for _ in range(20_000))
             case "rss_bytes":
                 self._planted.append(b"x" * 8_000_000)
             case "descriptors":
@@ -92,6 +94,7 @@ class Soaker(Child):
         return {
             "rss_bytes": resident_bytes(),
             "objects": len(gc.get_objects()),
+            "blocks": sys.getallocatedblocks(),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "threads": len(os.listdir("/proc/self/task")),
             "python_threads": threading.active_count(),
