@@ -33,7 +33,7 @@ async def test_cancelled_at_any_checkpoint(autojump_clock: trio.abc.Clock, tmp_p
     async with scene(tmp_path) as made:
         attempts = await cancel_everywhere(made, case, own=True, stride=1)
         assert attempts > 1
-        await cancel_everywhere(made, case, own=False, stride=16)
+        await cancel_everywhere(made, case, own=False, stride=32)
 
 
 @pytest.mark.long
@@ -150,7 +150,7 @@ async def test_a_peer_cancelled_at_any_step_of_its_life(
                 await check_life(peers, lives, tasks)
                 if cancelling.too_late:
                     break
-        assert lives > 10
+        assert lives > 5
 
 
 # -- the harness itself ------------------------------------------------------------------------------------------------

@@ -87,10 +87,13 @@ class Soaker(Child):
                 raise ValueError(what)
 
     async def do_sample(self) -> dict[str, int]:
-        """What this process holds."""
-        gc.collect()
+        """What this process holds, once what was begun in a round has come to an end."""
         peer = self.cluster._open_peer()
         driver, replica = peer._driver, peer.replica
+        with trio.move_on_after(5.0):
+            while driver.proposals.in_flight + len(driver.proposals._queue):  # noqa: ASYNC110  # nothing to wait on
+                await trio.sleep(0.02)
+        gc.collect()
         return {
             "rss_bytes": resident_bytes(),
             "objects": len(gc.get_objects()),

@@ -141,14 +141,14 @@ def progress(samples: Sequence[Mapping[str, Any]], name: str) -> int:
 
 
 async def test_a_short_soak_leaves_nothing(tmp_path: Path) -> None:
-    """Rounds of a third of a second: tasks, threads, descriptors and waiters, which need no long time to show."""
-    soaked = await soak(tmp_path, 9, 0.3, warm_up=3)
+    """Rounds of a quarter of a second: tasks, threads, descriptors and waiters, which need no long time to show."""
+    soaked = await soak(tmp_path, 6, 0.25, warm_up=2)
     for node_id, samples in soaked.samples.items():
         found = grown(samples)
         for name in ("rss_bytes", "objects", "blocks", "file_bytes", "files"):  # still on their way to where they stay
             found.pop(name, None)
         assert {} == found, node_id
-        assert progress(samples, "done") > 100
+        assert progress(samples, "done") > 30
 
 
 @pytest.mark.long
