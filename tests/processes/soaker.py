@@ -105,6 +105,7 @@ class Soaker(Child):
             "watches": self._store._hub._open,
             "in_flight": driver.proposals.in_flight + len(driver.proposals._queue),
             "sessions": len(replica.sessions.table),
+            "results": sum(len(session.results) for session in replica.sessions.table.values()),
             "keys": len(self._store),
             "leases": len(replica.map.leases),
             "first_index": driver.node.raft.log.first_index(),
