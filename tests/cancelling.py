@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,25 @@ class Case:
     """What must work with what the call was made on."""
     again: bool = False
     """Whether nothing is in the way of the same call with the same objects, whatever became of the one before."""
+
+
+async def stay(block: AbstractAsyncContextManager[Any]) -> None:
+    """Enter a block, be in it for a step, and leave."""
+    async with block:
+        await trio.lowlevel.checkpoint()
+
+
+def registering(cases: list[Case]) -> Callable[..., Callable[[Call], Call]]:
+    """A decorator that adds what it decorates to the cases, as one for the names that it is given."""
+
+    def case(*covers: str, **more: Any) -> Callable[[Call], Call]:
+        def register(call: Call) -> Call:
+            cases.append(Case(call.__name__, covers, call, **more))
+            return call
+
+        return register
+
+    return case
 
 
 def steps_of(own: bool, stride: int, seed: object) -> Iterator[int]:

@@ -3,21 +3,69 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import cancelled_calls
+import cancelled_recipes
 import pytest
 import trio
-from cancelled_calls import CASES, OTHERWHERE, public_names
 from cancelling import SETTLED_S, Case, Scene, cancel_cut_off, cancel_everywhere, scene, steps_of
 from clusters import Peers, peer_of, running
 from steps import CancelAtStep
 
+import replikv
+import replikv.recipes
 from replikv import Cluster, Lease, OutcomeUnknownError, ReplikvError, Store, Watch
 from replikv.peer.proposals import Proposal, Proposals
 from replikv.recipes import Queue
 from replikv.recipes.acquiring import Holders
 from replikv.storage.backups import BackupWriter
+
+CASES = [*cancelled_calls.CASES, *cancelled_recipes.CASES]
+
+OTHERWHERE = {
+    # A peer's life: test_a_peer_cancelled_at_any_step_of_its_life
+    *("Cluster.run", "Cluster.shutdown"),
+    # What carries frames between peers; applications do not call it: transport/test_cancelled_channels.py
+    *("MemoryTransport.call", "MemoryTransport.open_channel", "TcpTransport.call", "TcpTransport.open_channel"),
+    *("Channel.aclose", "Channel.receive", "Channel.send"),
+    # replikv.testing.transport_suite: test_a_cancelled_run_leaves_nothing
+    *("MemoryTransport.run", "TcpTransport.run"),
+    # Protocols, without code of their own.
+    *("Transport.call", "Transport.open_channel", "Transport.run", "Receiver.serve_channel", "Receiver.serve_stranger"),
+}
+
+
+def public_names() -> Iterator[str]:
+    """``Class.method`` of whatever awaits and may be called by an application: coroutine functions, and what makes a
+    block or an iterator whose steps await.
+    """
+    for module in (replikv, replikv.recipes):
+        for cls in classes_of(module):
+            for name, function in inspect.getmembers(cls, inspect.isfunction):
+                if (not name.startswith("_") or name in SPECIAL) and awaits(function):
+                    yield f"{cls.__name__}.{name}"
+
+
+SPECIAL = ("__aenter__", "__aexit__", "__anext__")
+
+
+def classes_of(module: ModuleType) -> Iterator[type]:
+    for name in module.__all__:
+        found = getattr(module, name)
+        if inspect.isclass(found):
+            yield found
+
+
+def awaits(function: Callable[..., Any]) -> bool:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(inspect.unwrap(function)):
+        return True
+    told = str(inspect.signature(function).return_annotation)
+    return any(word in told for word in ("AsyncContextManager", "Awaitable", "Coroutine", "AsyncGenerator"))
 
 
 def test_no_call_is_forgotten() -> None:
