@@ -42,9 +42,10 @@ GROWTH: Mapping[str, tuple[float, float]] = {
     # way is kept until its session is forgotten.
     "sessions": (0.0, 1.0),
     "results": (0.5, 100.0),
-    # What the garbage collector knows, and all small allocations, those of bytes and ints as well: the history, at its
-    # limit of 500 revisions, takes some more or some less; leases end when they end. A peer does some 3,000 operations
-    # a minute: what one in three of them leaves behind is more than this in the shortest run.
+    # What the garbage collector knows, and all small allocations, those of bytes and ints as well. Digests are noted
+    # for the last 65,536 commands, an object and five blocks for 64 of them, and a run of minutes has fewer: that is
+    # most of what is seen. The history takes some more or some less, and leases end when they end. In three minutes a
+    # peer does some 9,000 operations, two thirds of them between the medians: what every other one leaves is too much.
     "objects": (0.01, 500.0),
     "blocks": (0.01, 1_000.0),
     # The allocators', which give back what they like: pages are shared by what lives long and what does not.
@@ -119,6 +120,7 @@ class Soak:
 
     def _note(self, node_id: str, number: int, held: dict[str, int]) -> None:
         sample = {**held, **directory_of(self._group, node_id)}
+        assert GROWTH.keys() <= sample.keys()
         self.samples.setdefault(node_id, []).append(sample)
         with self._notes.open("a", encoding="utf-8") as notes:
             notes.write(json.dumps({"node": node_id, "round": number, **sample}) + "\n")
