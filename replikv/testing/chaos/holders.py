@@ -22,7 +22,7 @@ from replikv.store.leases import Lease
 from replikv.store.txn import Put
 from replikv.testing.chaos.records import Lines
 
-__all__ = ["FENCED", "LEASED", "LOCKS", "Holders"]
+__all__ = ["FENCED", "HELD", "LEASED", "LOCKS", "Holders"]
 
 LOCKS: Final = 2
 """Different ones, that all processes compete for."""
@@ -31,6 +31,7 @@ FENCED: Final = "fenced/"
 LEASED: Final = "leased/"
 """Keys that are put with leases."""
 HELD: Final = (LEADING, LEASED)
+"""What vanishes with its holder."""
 
 _BEAT_S: Final = 0.02
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from replikv.testing.chaos.clients import COUNTERS
-from replikv.testing.chaos.holders import FENCED
+from replikv.testing.chaos.holders import FENCED, LEASED
 from replikv.testing.chaos.records import Gone, Hold, read_gone, read_holds, read_operations
 from replikv.testing.linearizability import Operation, check, check_revisions, write_history
 from replikv.testing.watch_validation import ChangeHistory, HistoryChange, read_streams, validate
@@ -52,8 +52,8 @@ def judge(directory: Path, check_s: float) -> tuple[Verdicts, dict[str, int]]:
     counts["revisions nobody watched"] = len(history.unknown)
     counts["streams"] = len(streams)
     counts["stream events"] = sum(len(stream.events) for stream in streams)
-    counts["locks held"] = sum(not hold.name.startswith("leased/") for hold in holds)
-    counts["leases held"] = sum(hold.name.startswith("leased/") for hold in holds)
+    counts["locks held"] = sum(not hold.name.startswith(LEASED) for hold in holds)
+    counts["leases held"] = sum(hold.name.startswith(LEASED) for hold in holds)
     return verdicts, dict(counts)
 
 

@@ -51,7 +51,7 @@ class Member:
         self.watchers = Watchers(directory, node_id, start, cluster.store, chance)
         self._working: dict[str, trio.Event] = {}
 
-    async def run(self, nursery: trio.Nursery) -> None:
+    def start(self, nursery: trio.Nursery) -> None:
         """Have everybody work."""
         self._working = {"clients": trio.Event(), "holders": trio.Event()}
         nursery.start_soon(self._work, "clients", self.clients.run, self._count)
@@ -143,7 +143,7 @@ async def serve(arguments: dict[str, Any]) -> None:
     )
     async with cluster, trio.open_nursery() as nursery:
         member = Member(cluster, directory, arguments["start"], arguments["load"])
-        await member.run(nursery)
+        member.start(nursery)
         tell({"ready": True})
         buffer = b""
         async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as stdin:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import trio
 
+from replikv.testing.chaos.holders import HELD
 from replikv.testing.chaos.judge import Verdicts, judge
 from replikv.testing.chaos.nodes import CommandError, Node, Nodes
 from replikv.testing.chaos.options import Options
@@ -184,7 +185,7 @@ async def _vacated(running: list[Node], within_s: float) -> dict[str, Any]:
     with trio.move_on_after(within_s):
         while True:
             items = {node.node_id: await _told(node, "items") for node in running}
-            left = sorted({key for one in items.values() for key in one["items"] if key.startswith(_HELD)})
+            left = sorted({key for one in items.values() for key in one["items"] if key.startswith(HELD)})
             if not left:
                 return items
             await trio.sleep(0.2)
@@ -201,6 +202,3 @@ async def _digests(running: list[Node], within_s: float) -> dict[str, Any]:
                 return digests
             await trio.sleep(0.05)
     raise _UnwellError(f"they do not come to one position: {digests}")
-
-
-_HELD: Final = ("_replikv/leading/", "leased/")
