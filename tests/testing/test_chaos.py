@@ -30,7 +30,7 @@ ENOUGH = {"operations ok": 1000, "locks held": 20, "leases held": 30, "stream ev
 
 async def test_nothing_breaks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Three peers, for some seconds; the history is a file that others can check."""
-    report = await run(Options(directory=tmp_path / "run", peers=3, seconds=SHORT_S, seed=SEED))
+    report = await run(Options(directory=tmp_path / "run", peers=3, seconds=SHORT_S, seed=SEED, rest=0.5))
     assert [] == report.failures, describe(report)
     assert sum(report.faults.values()) >= 3
     assert report.counts["operations ok"] >= 100

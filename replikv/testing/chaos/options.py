@@ -31,6 +31,9 @@ class Options:
     """Registers, counters and pairs, each so many. Few, so that whoever reads an old value reads a wrong one."""
     pause_s: float = 0.02
     """Of a client, between two operations."""
+    rest: float | None = None
+    """The pauses between faults are so many times longer. By default each part draws 1, 2 or 3: where all is broken at
+    all times, little is done that could be wrong."""
     mount: bool = True
     """Whether disks are file systems of their own, where that is allowed."""
     planted: str | None = None

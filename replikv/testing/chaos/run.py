@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import random
@@ -69,7 +70,7 @@ async def run(options: Options) -> Report:
     lease_reads = random.Random(f"{options.seed}/lease reads").random() < 0.5  # noqa: S311
     nodes = Nodes(options, lease_reads)
     lines = Lines(directory / "faults.jsonl")
-    storm = Storm(nodes, options.seed, options.peers, lines)
+    storm = Storm(nodes, options, lines)
     lines.write({"at": time.monotonic(), "lease_reads": lease_reads, "mounted": nodes.nodes["n1"].disk.mounted})
     unwell: list[str] = []
     final: dict[str, Any] = {}
@@ -113,6 +114,8 @@ async def _settle(nodes: Nodes, options: Options) -> dict[str, Any]:
     for node in nodes.of("down"):
         await node.ended.wait()  # the storm may have been over between a kill and its end
         await nodes.start(node)
+    await _working(nodes, options.calm_s)
+    await _finish_removals(nodes, options.calm_s)
     await _working(nodes, options.calm_s)
     note("working")
     running = nodes.of("running")
@@ -177,6 +180,20 @@ async def _working(nodes: Nodes, within_s: float) -> None:
                     return
             await trio.sleep(0.1)
     raise _UnwellError(f"not well within {within_s:g} s: {why}; {'; '.join(nodes.failures)}")
+
+
+async def _finish_removals(nodes: Nodes, within_s: float) -> None:
+    """Until nobody is left whom somebody has asked to remove: it may be under way, and would end in our hands."""
+    leaving: list[Node] = []
+    with trio.move_on_after(within_s):
+        while leaving := [node for node in nodes.nodes.values() if node.leaving and node.state != "absent"]:
+            asked = next(node for node in nodes.of("running") if not node.leaving)
+            for node in leaving:
+                with contextlib.suppress(CommandError, trio.TooSlowError), trio.fail_after(ANSWER_S):
+                    await asked.call("remove", node_id=node.node_id)
+            await trio.sleep(0.2)
+        return
+    raise _UnwellError(f"they could not be removed: {', '.join(node.node_id for node in leaving)}")
 
 
 async def _vacated(running: list[Node], within_s: float) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeAlias
 import trio
 
 from replikv.testing.chaos.nodes import CommandError, Node, Nodes
+from replikv.testing.chaos.options import Options
 from replikv.testing.chaos.records import Lines
 from replikv.testing.proxy import Faults
 
@@ -53,11 +54,12 @@ Pair: TypeAlias = tuple[str, str]
 class Storm:
     """Everything that goes wrong. What it has begun, and not ended when it is cancelled, is for others to heal."""
 
-    def __init__(self, nodes: Nodes, seed: int, peers: int, lines: Lines) -> None:
+    def __init__(self, nodes: Nodes, options: Options, lines: Lines) -> None:
         self._nodes = nodes
-        self._peers = peers
+        self._peers = options.peers
+        self._rest = options.rest
         self._lines = lines
-        self._chances = {part: random.Random(f"{seed}/{part}") for part in FAULTS}  # noqa: S311
+        self._chances = {part: random.Random(f"{options.seed}/{part}") for part in FAULTS}  # noqa: S311
         self._order: dict[str, list[str]] = {part: [] for part in FAULTS}
         self.counts: collections.Counter[str] = collections.Counter()
         """How often each fault was done."""
@@ -74,9 +76,10 @@ class Storm:
         self, part: str, strike: Callable[[str, random.Random], Awaitable[None]], least_s: float, most_s: float
     ) -> None:
         chance = self._chances[part]
-        calm = chance.choice((1.0, 2.0, 3.0))  # where all is broken at all times, little is done that could be wrong
+        drawn = chance.choice((1.0, 2.0, 3.0))
+        rest = drawn if self._rest is None else self._rest
         while True:
-            await trio.sleep(chance.uniform(least_s, most_s) * calm)
+            await trio.sleep(chance.uniform(least_s, most_s) * rest)
             if not self._order[part]:  # each comes once before one comes again: a short run sees most of them
                 self._order[part] = chance.sample(FAULTS[part], len(FAULTS[part]))
             # A generator of its own for each fault, so that what it needs does not change what comes next.
@@ -245,13 +248,15 @@ class Storm:
     async def _ask(self, fault: str, node: Node, do: str, **arguments: Any) -> str | None:
         """The error that it ended with: None if all went well, "" for no answer."""
         error: str | None = ""
-        with trio.move_on_after(_COMMAND_S):
-            try:
-                await node.call(do, **arguments)
-                error = None
-            except CommandError as exc:
-                error = str(exc.args[0])
-        self._tell(fault, asked=node.node_id, **arguments, error="no answer" if error == "" else error)
+        try:
+            with trio.move_on_after(_COMMAND_S):
+                try:
+                    await node.call(do, **arguments)
+                    error = None
+                except CommandError as exc:
+                    error = str(exc.args[0])
+        finally:  # also when the storm is over meanwhile: it may be done all the same
+            self._tell(fault, asked=node.node_id, **arguments, error="no answer" if error == "" else error)
         return error
 
     async def _leader(self) -> Node | None:
