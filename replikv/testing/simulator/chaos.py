@@ -19,9 +19,47 @@ from replikv.testing.simulator.process import Process
 if TYPE_CHECKING:
     from replikv.testing.simulator.simulation import Simulation
 
-__all__ = ["Chaos", "Operator"]
+__all__ = ["FAULTS", "Chaos", "Operator"]
 
 _CUTS: Final = frozenset({"partitions", "one_way", "bridges", "flaps", "depositions"})
+
+FAULTS: Final = frozenset(
+    {
+        "partitions",
+        "one_way",
+        "bridges",
+        "flaps",
+        "depositions",
+        "resets",
+        "crashes",
+        "cuts_in_writes",
+        "stalls",
+        "clock_jumps",
+        "clocks that change",
+        "full_disks",
+        "failing_syncs",
+        "failing_writes",
+        "bit_flips",
+        "bits flipped",
+        "transfers",
+        "snapshots",
+        "kills",
+        "power cuts",
+        "power cuts in the middle of a call",
+        "power cuts while joining",
+        "power cuts while starting",
+        "frames cut off",
+        "frames late",
+        "frames lost",
+        "frames not taken",
+        "frames repeated",
+        "membership changes proposed",
+        "operations cancelled",
+        "programs upgraded",
+        "writes without room",
+    }
+)
+"""What a run counts of what befell it, by kind."""
 
 
 class Chaos:
