@@ -93,7 +93,7 @@ class Holder:
         def goes_on() -> bool:
             return simulation.now < until and not simulation.chaos.over
 
-        if random.random() < 0.6:
+        if random.random() < 0.7:
             await self._lock(tenure, goes_on)
         else:
             await self._attach(tenure, goes_on)
@@ -109,6 +109,7 @@ class Holder:
         simulation.tell(f"{self.name} at {process.node_id} has lease {lease} of {ttl_s} s")
         self._tenures.promised(lease, ttl_s, asked)
         tenure = Tenure(process, lease, ttl_s, sent + ttl_s * (1 - MARGIN))
+        self._tenures.believed(tenure)
         if clock() - sent > ttl_s / 2:
             await self._renew(tenure)
         return tenure
@@ -125,6 +126,7 @@ class Holder:
             tenure.over = True  # whoever was told that his time was up does not take it back
             raise LeaseExpiredError(f"lease {tenure.lease} was not kept alive in time")
         tenure.expires = max(tenure.expires, sent + ttl_ms / 1000 * (1 - MARGIN))
+        self._tenures.believed(tenure)
 
     async def _wait(self, tenure: Tenure, seconds: float) -> None:
         """Some time passes, and the lease is kept alive meanwhile."""

@@ -176,7 +176,7 @@ class Options:
             snapshots=maybe(0.05, 0.3, 0.3),
             holders=random.choice([0, 1, 1, 3]),
             locks=random.choice([1, 1, 2]),
-            lease_ttl_s=random.choice([1.0, 2.0, 4.0]),
+            lease_ttl_s=random.choice([0.8, 1.5, 3.0]),
             clock_jumps=maybe(0.03, 0.15, 0.3),
             settle=random.choice([0.0, 0.5, 1.0]),
             compactions=maybe(0.005, 0.05, 0.3),
