@@ -185,7 +185,7 @@ class Options:
             old_peers=random.random() < 0.25,
             history_bytes_max=random.choice([64 << 20, 64 << 20, 3000, 20_000]),
             history_age_s=random.choice([86_400.0, 86_400.0, 1.0, 5.0]),
-            watch_buffer=random.choice([1024, 16, 2]),
+            watch_buffer=random.choice([1024, 8, 1]),
         )
         return drawn._with_clocks_as_assumed(random.random())
 

@@ -11,7 +11,8 @@ tokens grow                  who takes a lock has a greater token than whoever t
 fenced writes                what was written under a token comes before what is written under a greater one
 ===========================  ========================================================================================
 
-The third and the fourth rest on clocks that differ by less than a tenth. The first is computed for the fastest clock there is.
+The third and the fourth rest on clocks that differ by less than a tenth. The first is computed for the fastest clock
+there is.
 """
 
 from __future__ import annotations
