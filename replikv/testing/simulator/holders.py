@@ -42,6 +42,8 @@ class Holder:
         self.random = Random(f"{name} of {simulation.options.seed}")  # noqa: S311  # a function of the seed
         self._tenures = simulation.tenures
         self._number = 0
+        self._period = 1 / RENEWALS
+        """Which part of its time a lease is kept alive after."""
         self._errand: Errand | None = None
         self._tenure: Tenure | None = None
         simulation.after(self.random.random(), self._begin)
@@ -104,6 +106,8 @@ class Holder:
     async def _grant(self, process: Process) -> Tenure:
         simulation, clock = self.simulation, process.host.time
         ttl_s = simulation.options.lease_ttl_s * self.random.choice((1.0, 1.0, 1.5))
+        # Some ask when their time is about up, and the leader may be about to end it.
+        self._period = 1 / RENEWALS if self.random.random() < 0.8 else self.random.uniform(0.9, 1.2)
         asked, sent = simulation.now, clock()
         lease = await process.store.grant_lease(ttl_s)
         simulation.tell(f"{self.name} at {process.node_id} has lease {lease} of {ttl_s} s")
@@ -132,7 +136,7 @@ class Holder:
         """Some time passes, and the lease is kept alive meanwhile."""
         clock, loop = tenure.process.host.time, self.simulation.loop
         until = clock() + seconds
-        period = tenure.ttl_s / RENEWALS
+        period = tenure.ttl_s * self._period
         while (now := clock()) < until:
             due = tenure.expires - tenure.ttl_s * (1 - MARGIN) + period
             if now >= due:
