@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Holder"]
 
 _EXPECTED: Final = (UnavailableError, OutcomeUnknownError, LeaseExpiredError, QuotaExceededError)
+_NAP_S: Final = 1.0
+"""How long nobody looks up, at most: whether the faults have ended."""
 _LOOK_S: Final = 0.05
 """How often those who wait for a lock look whether it is free."""
 _KEYS: Final = 4
@@ -137,12 +139,12 @@ class Holder:
         clock, loop = tenure.process.host.time, self.simulation.loop
         until = clock() + seconds
         period = tenure.ttl_s * self._period
-        while (now := clock()) < until:
+        while (now := clock()) < until and not self.simulation.chaos.over:
             due = tenure.expires - tenure.ttl_s * (1 - MARGIN) + period
             if now >= due:
                 await self._renew_if_possible(tenure)
                 due = now + period
-            await loop.sleep(max(min(until, due) - clock(), 0.01))
+            await loop.sleep(min(max(min(until, due) - clock(), 0.01), _NAP_S))
 
     async def _renew_if_possible(self, tenure: Tenure) -> None:
         try:
