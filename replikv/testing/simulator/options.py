@@ -90,6 +90,9 @@ class Options:
     changes: float = 0.0
     transfers: float = 0.0
     snapshots: float = 0.0
+    plain: bool = False
+    """Keep to what etcd's specification has words for: no pre-votes; members change one at a time, in one step, and
+    never come back; newcomers begin with the first membership and an empty log."""
 
     @classmethod
     def draw(cls, seed: int) -> Options:
@@ -162,6 +165,20 @@ class Options:
             kind = type(getattr(self, name))
             changes[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         return dataclasses.replace(self, **changes)
+
+    def traceable(self) -> Options:
+        """These options with all set otherwise that a trace cannot have, and short: a model checker takes minutes."""
+        without = ("duplication", "snapshots", *FAULT_GROUPS[1], *FAULT_GROUPS[2])
+        return dataclasses.replace(
+            self.with_values(dict.fromkeys(without, "0")),
+            plain=True,
+            chaos_s=5.0,
+            think_s=max(self.think_s, 0.3),
+            clients=min(self.clients, 3),
+            heartbeat_s=0.1,
+            snapshot_log_entries=1 << 20,
+            apply_look_s=0.0,
+        )
 
     def differences(self) -> dict[str, str]:
         """What is other than the seed has it, as text."""
