@@ -21,12 +21,13 @@ the same, said in other words, is said in its words:
 - A request for a vote that is not answered (a leader was heard just now) was not received. Nor was one that is turned
   down because a leader of the same term is known, where the specification looks at the logs only.
 
-Where that does not do, the trace ends, before the event, and :attr:`Tracer.ended` says why: what was written until then
-stands. These are: a newer term or commit index that was learnt of in votes; a snapshot received; a node that starts
-again, or that begins with a log, a snapshot or another first membership; a member that was removed and comes back; a
-change of more than one member, by a joint configuration, or of a voter into a learner; a second change of a leader that
-was deposed before its first took effect; and a node that hears of several changes as committed at once, where no
-majority of the voters that it knows has all that it knows to be committed.
+Where that does not do, the trace ends before the event, and :attr:`Tracer.ended` says why; what was written until then
+stands. These are: a newer term or commit index that was learnt of in votes; a message that was received twice; a
+snapshot; a node that starts again, or that begins with a log or another first membership; a member that is added before
+it has begun, as all are that join by a snapshot, or that was removed and comes back; a change of more than one member,
+by a joint configuration, or of a voter into a learner; a second change of a leader that was deposed before its first
+took effect; and a node that hears of several changes as committed at once, where no majority of the voters that it
+knows has all that it knows to be committed.
 """
 
 from __future__ import annotations
@@ -201,7 +202,12 @@ class Tracer:
         if isinstance(message, InstallSnapshot):
             self.end(f"{raft.id} receives a snapshot")
             return
-        described = self._recall(message)
+        waiting = self._sent.get(identity(message))
+        if not waiting:
+            self.end(f"{raft.id} receives a message of {message.sender} again, or one from before the trace")
+            return
+        described = next((one for one in waiting if one is not None), None)
+        waiting.remove(described)
         if described is None:
             return
         view.unheard = isinstance(message, RequestVote) and _known_leader_decides(raft, message)
@@ -220,17 +226,6 @@ class Tracer:
         view.receiving = view.stale = view.unheard = False
         self.flush(raft)
 
-    def _recall(self, message: Message) -> dict[str, Any] | None:
-        """The message as it was written when it was sent; None when it was not. One that was never sent is written."""
-        waiting = self._sent.get(identity(message))
-        if not waiting:
-            return describe(message, self._numbers)
-        for number, described in enumerate(waiting):
-            if described is not None:
-                del waiting[number]
-                return described
-        return waiting.popleft()
-
     # -- memberships ---------------------------------------------------------------------------------------------------
 
     def propose(self, raft: Raft, view: _View, data: bytes) -> None:
@@ -245,6 +240,8 @@ class Tracer:
             self.end(f"{raft.id} proposes more than one simple change at once")
         elif change[0] in self._removed and change[1] != "RemoveServer":
             self.end(f"{change[0]} comes back, which was removed")
+        elif change[0] not in self._started:
+            self.end(f"{change[0]} is added before it has begun")
         elif view.pending_index:
             self.end(f"{raft.id} was deposed with a change of its own under way, and proposes another")
         else:
