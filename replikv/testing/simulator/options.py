@@ -167,17 +167,23 @@ class Options:
         return dataclasses.replace(self, **changes)
 
     def traceable(self) -> Options:
-        """These options with all set otherwise that a trace cannot have, and short: a model checker takes minutes."""
+        """These options with all set otherwise that a trace cannot have. It is short, since a model checker takes minutes,
+        and much happens in it."""
         without = ("duplication", "snapshots", *FAULT_GROUPS[1], *FAULT_GROUPS[2])
         return dataclasses.replace(
             self.with_values(dict.fromkeys(without, "0")),
             plain=True,
+            peers=min(self.peers, 5),
+            spares=max(self.spares, 1),
             chaos_s=5.0,
             think_s=max(self.think_s, 0.3),
             clients=min(self.clients, 3),
-            heartbeat_s=0.1,
+            heartbeat_s=0.2,
             snapshot_log_entries=1 << 20,
             apply_look_s=0.0,
+            partitions=max(self.partitions, 0.2),
+            changes=max(self.changes, 0.4),
+            transfers=max(self.transfers, 0.2),
         )
 
     def differences(self) -> dict[str, str]:
