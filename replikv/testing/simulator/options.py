@@ -167,8 +167,8 @@ class Options:
         return dataclasses.replace(self, **changes)
 
     def traceable(self) -> Options:
-        """These options with all set otherwise that a trace cannot have. It is short, since a model checker takes minutes,
-        and much happens in it."""
+        """These options, with all set otherwise that a trace cannot have; short, as a model checker takes minutes, with
+        much happening."""
         without = ("duplication", "snapshots", *FAULT_GROUPS[1], *FAULT_GROUPS[2])
         return dataclasses.replace(
             self.with_values(dict.fromkeys(without, "0")),
