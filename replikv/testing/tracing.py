@@ -78,6 +78,7 @@ def tracing(file: TextIO) -> Iterator[Tracer]:
         _trace_logs(patch, tracer)
         _trace_memberships(patch, tracer)
         yield tracer
+    tracer.complete()
 
 
 @dataclasses.dataclass(slots=True)
@@ -118,7 +119,25 @@ class Tracer:
 
     def end(self, reason: str) -> None:
         """Write no more."""
-        self.ended = self.ended or reason
+        if self.ended is None:
+            self.complete()
+            self.ended = reason
+
+    def complete(self) -> None:
+        """Write how the first members begin of which nothing was heard: the specification has to know each."""
+        if self.ended is not None or self._first is None:
+            return
+        voters = self._numbers.several(self._first.voters)
+        for node_id in sorted(self._first.voters - self._started):
+            event = {
+                "name": "InitState",
+                "nid": self._numbers.one(node_id),
+                "state": {"term": 0, "vote": "0", "commit": FIRST},
+                "role": _ROLES[Role.FOLLOWER],
+                "log": FIRST,
+                "conf": [voters, []],
+            }
+            self._file.write(json.dumps(event, separators=(",", ":")) + "\n")
 
     def view(self, raft: Raft) -> _View | None:
         """What is traced of the core; None when nothing is."""

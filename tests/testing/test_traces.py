@@ -333,6 +333,16 @@ def test_nothing_is_left_in_the_core() -> None:
     }
 
 
+def test_members_that_never_begin_are_in_the_trace() -> None:
+    """A trace that ends early is still one of the whole first configuration, which the specification asks for."""
+    lines, ended = trace_of(Options.draw(4).traceable().with_values({"chaos_s": "0.05", "calm_s": "0"}))
+    begun = [json.loads(line)["nid"] for line in lines if '"InitState"' in line]
+    assert ended is None
+    assert sorted(begun) == json.loads(lines[0])["conf"][0]
+    assert json.loads(lines[-1])["name"] == "InitState"
+    assert check_trace(lines).accepted
+
+
 def test_node_ids_become_decimals() -> None:
     """Their own digits where they have any, the same number for the same name everywhere else, and "0" for nobody."""
     numbers = NodeNumbers()
