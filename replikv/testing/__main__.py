@@ -21,7 +21,8 @@ from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
 from replikv.testing.simulator.shrinking import shrink
 from replikv.testing.simulator.simulation import Report, run
-from replikv.testing.simulator.tracing import tracing
+from replikv.testing.traces import check_trace
+from replikv.testing.tracing import tracing
 from replikv.testing.watch_validation import write_streams
 
 __all__ = ["main"]
@@ -62,10 +63,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--watches", metavar="FILE", help="write what watchers of the first seed were told, as lines of JSON"
     )
     simulate.add_argument(
-        "--trace", metavar="FILE", help="write what the cores of the first seed do, as etcd traces it"
+        "--trace",
+        metavar="FILE",
+        help="write what the cores of the first seed do, as etcd traces it, in a run that its specification can follow:"
+        " short, and without restarts, repetitions, snapshots, pre-votes and joint changes; --set comes after that",
     )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
+    checking = commands.add_parser(
+        "check-trace",
+        help="check a trace of cores against the specification of etcd's raft",
+        description="Take each line of a trace (see simulate --trace) as a step of the specification.",
+    )
+    checking.add_argument("trace", metavar="FILE", type=Path)
     options = parser.parse_args(arguments)
+    if "trace" in options and "seeds" not in options:
+        return _check_trace(options.trace)
     try:
         values = dict(_setting(text) for text in options.set)
         Options.draw(1).with_values(values)
@@ -134,12 +146,17 @@ def _tell(seeds: range, values: dict[str, str], bug: str | None) -> int:
 
 def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> int:
     """One run, for what it leaves behind."""
+    drawn = Options.draw(seed)
+    tracer = None
     with contextlib.ExitStack() as stack:
         if options.planted is not None:
             stack.enter_context(planted(options.planted))
         if options.trace:
-            stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
-        report = run(Options.draw(seed).with_values(values))
+            drawn = drawn.traceable()
+            tracer = stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
+        report = run(drawn.with_values(values))
+    if tracer is not None and tracer.ended is not None:
+        sys.stderr.write(f"the trace ends before the run does, where the specification has no words: {tracer.ended}\n")
     if options.history:
         write_history(report.history, Path(options.history))
     if options.watches:
@@ -147,6 +164,20 @@ def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> in
     if report.failure is not None:
         sys.stdout.write(f"seed {seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
     return int(report.failure is not None)
+
+
+def _check_trace(path: Path) -> int:
+    try:
+        with path.open(encoding="utf-8") as file:
+            verdict = check_trace(file)
+    except (OSError, UnicodeDecodeError) as exc:
+        sys.stderr.write(f"{path} cannot be read: {exc}\n")
+        return 2
+    if verdict.accepted:
+        sys.stdout.write(f"{path}: {verdict.lines} lines, all of them steps of the specification\n")
+        return 0
+    sys.stdout.write(f"{path}:{verdict.line}: {verdict.reason}\n")
+    return 1
 
 
 def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace) -> int:

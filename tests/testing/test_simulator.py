@@ -105,7 +105,7 @@ RECORD = f"""
 import hashlib, io
 from replikv.testing.linearizability import write_history
 from replikv.testing.simulator import Options, run
-from replikv.testing.simulator.tracing import tracing
+from replikv.testing.tracing import tracing
 from replikv.testing.watch_validation import write_streams
 
 lines = io.StringIO()

@@ -351,6 +351,9 @@ class Operator:
         self.simulation.after(0.5, self._look)
 
     def _join(self, leader: Process, host: Host) -> None:
+        if self.simulation.options.plain:
+            self._join_plainly(leader, host)
+            return
         if host.initialized:
             host.joining = ""
             return
@@ -366,6 +369,21 @@ class Operator:
         elif record.incarnation:
             # It was removed, or is to be, under another one.
             self._propose(leader, [MemberChange(ChangeKind.REMOVE, host.node_id)], forced=True)
+
+    def _join_plainly(self, leader: Process, host: Host) -> None:
+        """Start a newcomer that has nothing but the first membership, and have it added: it is sent the whole log."""
+        if host.node_id in leader.node.raft.membership.ids:
+            host.joining = ""
+            return
+        if not host.initialized:
+            storage = host.open()
+            host.initialize(storage, self.simulation.first_membership, None)
+            storage.close()
+            host.joining, host.wanted = host.incarnation, False
+            self.simulation.counts["peers joined"] += 1
+            host.start()
+        change = MemberChange(ChangeKind.ADD_LEARNER, host.node_id, f"at {host.node_id}", host.incarnation, {})
+        self._propose(leader, [change], forced=True)
 
     def _send_first(self, leader: Process, host: Host) -> None:
         """Bring a newcomer a snapshot that knows it; it may lose power meanwhile, and begins anew then."""
@@ -414,11 +432,13 @@ class Operator:
             self._propose(leader, [])
         elif strangers and random.random() < 0.4:
             host = random.choice(strangers)
-            if not host.initialized:
+            if not host.initialized and not (self.simulation.options.plain and host.retired):
                 host.wanted = True
                 self._join(leader, host)
         elif membership.learners and random.random() < 0.5:
             self._propose(leader, [MemberChange(ChangeKind.ADD_VOTER, random.choice(sorted(membership.learners)))])
+        elif self.simulation.options.plain:
+            self._propose(leader, [MemberChange(ChangeKind.REMOVE, random.choice(sorted(membership.ids)))])
         else:
             changes = []
             for node_id in random.sample(sorted(membership.ids), min(len(membership.ids), random.choice((1, 1, 2, 3)))):
@@ -433,7 +453,8 @@ class Operator:
 
     def _propose_there(self, leader: Process, changes: list[MemberChange], forced: bool) -> None:
         simulation = self.simulation
-        transition = self.random.choice(list(Transition)) if not forced else Transition.AUTO
+        in_one_step = forced or simulation.options.plain
+        transition = Transition.AUTO if in_one_step else self.random.choice(list(Transition))
         change = MembershipChange(tuple(changes), transition)
         membership = leader.node.raft.membership
         try:

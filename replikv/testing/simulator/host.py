@@ -50,6 +50,8 @@ class Host:
         self.flipped = False
         """Whether bits of the disk were flipped since it was put in."""
         self.wanted = False
+        self.retired = False
+        """Whether it was a member once that is removed."""
         """Whether it is to join the cluster."""
         self.joining = ""
         """The incarnation under which it was asked to be added; empty when it was not."""
@@ -279,6 +281,7 @@ class Host:
         self.simulation.counts["peers removed"] += 1
         self.simulation.tell(f"{self.node_id} leaves the cluster: {why}")
         self._end_process()
+        self.retired = True
         self.simulation.oracle.left(self.node_id)
         self.new_disk()
 

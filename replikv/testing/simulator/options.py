@@ -113,6 +113,9 @@ class Options:
     history_bytes_max: int = 64 << 20
     history_age_s: float = 86_400.0
     watch_buffer: int = 1024
+    plain: bool = False
+    """Keep to what etcd's specification has words for: no pre-votes; members change one at a time, in one step, and
+    never come back; newcomers begin with the first membership and an empty log."""
 
     @classmethod
     def draw(cls, seed: int) -> Options:
@@ -206,6 +209,27 @@ class Options:
             kind = type(getattr(self, name))
             changes[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         return dataclasses.replace(self, **changes)
+
+    def traceable(self) -> Options:
+        """These options, with all set otherwise that a trace cannot have; short, as a model checker takes minutes, with
+        much happening."""
+        without = ("duplication", "snapshots", *FAULT_GROUPS[1], *FAULT_GROUPS[2])
+        return dataclasses.replace(
+            self.with_values(dict.fromkeys(without, "0")),
+            plain=True,
+            peers=min(self.peers, 5),
+            spares=max(self.spares, 1),
+            chaos_s=5.0,
+            think_s=max(self.think_s, 0.3),
+            clients=min(self.clients, 3),
+            holders=min(self.holders, 1),
+            heartbeat_s=0.2,
+            snapshot_log_entries=1 << 20,
+            apply_look_s=0.0,
+            partitions=max(self.partitions, 0.2),
+            changes=max(self.changes, 0.4),
+            transfers=max(self.transfers, 0.2),
+        )
 
     def differences(self) -> dict[str, str]:
         """What is other than the seed has it, as text."""

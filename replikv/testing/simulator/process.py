@@ -6,6 +6,7 @@ them. It ends in the middle of whatever it does, or of whatever the disk does fo
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
@@ -172,7 +173,10 @@ class Process:
         self.barriers.process = self
         self.lessee = _Lessee(self.random.getrandbits(62))
         self.lessee.simulation = simulation
-        self.node = RawNode(core_config(self.node_id, settings, snapshot.index), image, self._randomness())
+        config = core_config(self.node_id, settings, snapshot.index)
+        if self.options.plain:
+            config = dataclasses.replace(config, pre_vote=False)
+        self.node = RawNode(config, image, self._randomness())
         self.driver = _Driver(
             node_id=self.node_id,
             settings=settings,
@@ -239,7 +243,7 @@ class Process:
 
     def refused(self, reason: str) -> None:
         """Somebody would not have it, for good."""
-        if not self._refused:
+        if not self._refused and not self._waits_to_join():
             self._refused = True
             self.simulation.after(0.1, self.host.retire, self, reason.partition(":")[0])
 
@@ -336,12 +340,15 @@ class Process:
             self.later(2 * self.settings.election_timeout_s + 0.2, self._leave)
 
     def _leave(self) -> None:
-        if self.node_id in self.admission.membership.ids:
+        if self.node_id in self.admission.membership.ids or self._waits_to_join():
             return
         if self.node.raft.leader == self.node_id or not self.host.dispensable():
             self.later(self.settings.election_timeout_s, self._leave)
         else:
             self.simulation.after(0.0, self.host.retire, self, "removed")
+
+    def _waits_to_join(self) -> bool:
+        return self.options.plain and bool(self.host.joining)
 
 
 def _ignore(_moved: Moved) -> None:

@@ -88,6 +88,7 @@ class Simulation:
         self.membership = Membership()
         """The newest one that anybody has applied."""
         self.membership_index = 0
+        self.first_membership = self.membership
         self.network = Network(self, Random(f"network of {options.seed}"))  # noqa: S311  # a function of the seed
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -148,7 +149,8 @@ class Simulation:
         ids = [f"n{number}" for number in range(1, self.options.peers + self.options.spares + 1)]
         self.hosts = {node_id: Host(self, node_id) for node_id in ids}
         first = ids[: self.options.peers]
-        membership = self.membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
+        membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
+        self.membership = self.first_membership = membership
         for node_id in first:
             host = self.hosts[node_id]
             storage = host.open()
