@@ -210,21 +210,25 @@ class Driver:
         self.snapshot_ended.set()
 
     def _turn(self) -> None:
-        commit_untold = self.node.commit_untold
+        node = self.node
+        raft = node.raft
+        commit_untold = raft.commit_untold
         if self.settings.lease_reads and self.admission.promises_alike:
             # Everything that is taken in this turn has arrived before this look at the clock.
-            self.node.tell_time(self._clock.now())
-        self._take_frames()
-        self._take_received_snapshots()
+            node.tell_time(self._clock.now())
+        if self._frames:
+            self._take_frames()
+        if self._received:
+            self._take_received_snapshots()
         if self._ticks_due:
             self._ticks_due = 0
             self._tick()
         self._note_route()
-        if self.node.raft.role is Role.LEADER:
+        if raft.role is Role.LEADER:
             self.governor.look(self.ticks)
         self._handover.hand_over()
         if commit_untold:
-            self.node.tell_commit()
+            node.tell_commit()
         self._begin_reads()
         self._work()
         self._note_route()

@@ -161,7 +161,8 @@ class RawNode:
         )
 
     def _vote_changed(self) -> bool:
-        return self.raft.hard_state[:2] != self._hard_state[:2]
+        term, vote, _ = self._hard_state
+        return self.raft.term != term or self.raft.vote != vote
 
     def ready(self) -> Ready:
         """Take everything there is to do."""
@@ -177,6 +178,15 @@ class RawNode:
 
     def _take_write(self) -> Write | None:
         raft = self.raft
+        vote_changed = self._vote_changed()
+        if not (
+            raft.messages_after_append
+            or vote_changed
+            or self._change_unsaved
+            or raft.log.has_next_unstable_entries()
+            or raft.log.has_next_unstable_snapshot()
+        ):
+            return None
         entries = tuple(raft.log.next_unstable_entries())
         snapshot = raft.log.next_unstable_snapshot()
         responses, raft.messages_after_append = tuple(raft.messages_after_append), []
@@ -185,7 +195,7 @@ class RawNode:
         # rides along with what is.
         worth_it = bool(entries or snapshot or self._change_unsaved)
         self._change_unsaved = False
-        if self._vote_changed() or (worth_it and hard_state != self._hard_state):
+        if vote_changed or (worth_it and hard_state != self._hard_state):
             self._hard_state = hard_state
             write = Write(hard_state, entries, snapshot, responses)
         elif entries or snapshot or responses:

@@ -80,7 +80,7 @@ class Loop:
         self.clock: Callable[[], float] = lambda: 0.0
         self.current: Errand | None = None
         # Woken, and not yet resumed: nobody runs before who has woken him is done.
-        self._woken: deque[tuple[Errand, object]] = deque()
+        self.woken: deque[tuple[Errand, object]] = deque()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -98,7 +98,7 @@ class Loop:
         def wake(task: Any, value: Any = None) -> None:
             value = value or outcome.Value(None)  # good for one use
             if isinstance(task, Errand):
-                self._woken.append((task, value))
+                self.woken.append((task, value))
             else:
                 reschedule(task, value)
 
@@ -118,6 +118,6 @@ class Loop:
 
     def resume_woken(self) -> None:
         """Resume whoever was woken."""
-        while self._woken:
-            errand, value = self._woken.popleft()
+        while self.woken:
+            errand, value = self.woken.popleft()
             errand.resume(value)
