@@ -132,7 +132,8 @@ class RawNode:
     @property
     def snapshot_wanted(self) -> bool:
         """Whether a member waits for a snapshot that knows it: take one of the state as of now."""
-        return self.raft.snapshot_wanted_index > self.raft.log.snapshot().index
+        index = self.raft.snapshot_wanted_index
+        return index > 0 and index > self.raft.log.snapshot().index
 
     def report_unreachable(self, node_id: str) -> None:
         """Messages to the node were lost, or its connection was."""
