@@ -21,15 +21,14 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from replikv.raft.membership import ChangeKind, MemberChange
 
 __all__ = ["Standing", "appoint", "objection"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Standing:
+class Standing(NamedTuple):
     """One member as the leader sees it."""
 
     node_id: str

@@ -31,6 +31,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from itertools import combinations
+from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.core import Raft
@@ -43,6 +44,10 @@ from replikv.raft.roles import Role
 from replikv.raft.stable import StableStorage
 
 __all__ = ["Invariants", "majorities_meet"]
+
+
+_RESTING: Final = (AppendEntriesResponse, RequestVote, RequestVoteResponse)
+"""The messages that rest on what is on the disk of their sender."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -149,7 +154,7 @@ class Invariants:
 
     def observe_sent(self, message: Message, storage: StableStorage) -> None:
         """Check a message that leaves now against what is on its sender's disk."""
-        if not isinstance(message, AppendEntriesResponse | RequestVote | RequestVoteResponse):
+        if not isinstance(message, _RESTING):
             return
         hard_state, _ = storage.initial_state()
         sender = message.sender
@@ -229,14 +234,14 @@ class Invariants:
             _broken("one vote per term", f"{raft.id} starts with a vote for {raft.vote!r}, and has told {told} yes")
 
     def _check_change(self, raft: Raft, seen: _Seen) -> None:
-        for name, before, now in (
-            ("term", seen.term, raft.term),
-            ("commit index", seen.committed, raft.log.committed),
-            ("applied index", seen.applied, raft.log.applied),
-            ("membership index", seen.membership_index, raft.membership_index),
-        ):
-            if now < before:
-                _broken("monotonic positions", f"the {name} of {raft.id} goes back from {before} to {now}")
+        if raft.term < seen.term:
+            _went_back("term", raft, seen.term, raft.term)
+        if raft.log.committed < seen.committed:
+            _went_back("commit index", raft, seen.committed, raft.log.committed)
+        if raft.log.applied < seen.applied:
+            _went_back("applied index", raft, seen.applied, raft.log.applied)
+        if raft.membership_index < seen.membership_index:
+            _went_back("membership index", raft, seen.membership_index, raft.membership_index)
         if seen.term != raft.term:
             return
         if seen.vote not in (NO_NODE, raft.vote):
@@ -387,6 +392,10 @@ def _majorities_meet(
             if joint_vote_result(other_voters, other_outgoing, rest) is VoteResult.WON:
                 return False
     return True
+
+
+def _went_back(what: str, raft: Raft, before: int, now: int) -> None:
+    _broken("monotonic positions", f"the {what} of {raft.id} goes back from {before} to {now}")
 
 
 def _broken(invariant: str, what: str) -> None:

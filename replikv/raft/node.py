@@ -17,10 +17,10 @@ What to do with a Ready, in this order where it matters:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from random import Random
+from typing import NamedTuple
 
 from replikv.errors import InternalError
 from replikv.raft import leader, replication, transfer
@@ -35,8 +35,7 @@ from replikv.raft.stable import StableStorage, Write
 __all__ = ["RawNode", "Ready"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """Everything that has to be done before the core can go further."""
 
     messages: tuple[Message, ...]
