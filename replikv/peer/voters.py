@@ -21,14 +21,15 @@ from __future__ import annotations
 import collections
 import math
 from collections.abc import Collection, Iterable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from replikv.raft.membership import ChangeKind, MemberChange
 
 __all__ = ["Standing", "appoint", "objection"]
 
 
-class Standing(NamedTuple):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
     """One member as the leader sees it."""
 
     node_id: str
