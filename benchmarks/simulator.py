@@ -53,7 +53,9 @@ def _run_cores(seconds: float) -> tuple[int, float]:
     storages = {node_id: MemoryStorage(membership) for node_id in NODE_IDS}
     nodes = {
         node_id: RawNode(
-            Config(node_id=node_id, pre_vote=True, check_quorum=True), storages[node_id], Random(node_id)  # noqa: S311
+            Config(node_id=node_id, pre_vote=True, check_quorum=True),
+            storages[node_id],
+            Random(node_id),
         )
         for node_id in NODE_IDS
     }

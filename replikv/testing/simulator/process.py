@@ -10,8 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from replikv.errors import CorruptionError, StorageError
 from replikv.machine.replica import Replica
 from replikv.peer.admission import LEASE, Admission
