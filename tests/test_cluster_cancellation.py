@@ -39,26 +39,6 @@ async def test_a_put_cancelled_in_the_turn_of_its_call_is_never_applied(autojump
         assert {"warm": 1, "other": 1} == dict(cluster.store.local)
 
 
-@pytest.mark.parametrize("role", ["leader", "follower"])
-@pytest.mark.parametrize("after_s", [0.0, 0.005, 0.015, 0.025, 0.035, 0.045])
-async def test_an_increment_cancelled_on_its_way_takes_effect_once_or_never(
-    autojump_clock: trio.abc.Clock, role: str, after_s: float
-) -> None:
-    """At each stage: queued, forwarded, proposed, committed, applied. All that follow work as ever."""
-    async with running() as peers:
-        leader = await peers.leader()
-        cluster = leader if role == "leader" else peers.without(leader)[0]
-        await cluster.store.put("n", 0)
-        peers.network.set_faults(delay_s=(0.01, 0.01))
-        with trio.move_on_after(after_s) as scope:
-            await cluster.store.increment("n")
-        assert scope.cancelled_caught or after_s > 0.015
-        for number in range(5):
-            assert await cluster.store.increment("n") in (number + 1, number + 2)
-        await peers.converge()
-        assert cluster.store["n"] == (5 if after_s == 0.0 else 6)
-
-
 async def test_cancelled_increments_leave_exactly_once_to_the_others(autojump_clock: trio.abc.Clock) -> None:
     """Hundreds cancelled at any moment, beside hundreds that are not, more than a session's window in all."""
     chance = random.Random(5)

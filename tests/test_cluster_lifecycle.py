@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import trio
 import trio.testing
 from clusters import addresses, id_of, peer_of, running
+from steps import CancelAtStep
 
 from replikv import (
     Cluster,
@@ -266,38 +268,20 @@ async def test_cancelled_while_it_starts(tmp_path: Path) -> None:
         await cluster.store.put("key", 1)
 
 
-class CancelAtStep(trio.abc.Instrument):
-    """Cancels a scope before the so-manieth step of any task."""
-
-    def __init__(self, steps: int, scope: trio.CancelScope) -> None:
-        self.left = steps
-        self._scope = scope
-
-    def before_task_step(self, task: trio.lowlevel.Task) -> None:
-        self.left -= 1
-        if self.left == 0:
-            self._scope.cancel()
-
-
 @pytest.mark.parametrize("attempt", range(5))  # tasks take turns in an order of chance
 async def test_cancelled_at_any_step_of_its_start(autojump_clock: trio.abc.Clock, attempt: int) -> None:
     """A body that is entered has an open cluster for all it begins with: nothing but Cancelled comes of it."""
-    left = steps = 0
-    while left <= 0:
-        steps += 1
-        with trio.CancelScope() as scope:
-            instrument = CancelAtStep(steps, scope)
-            trio.lowlevel.add_instrument(instrument)
-            try:
-                async with Cluster("a") as cluster:
-                    assert "a" == cluster.status().node_id
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(cluster.store.put, "key", 1)
-                        cluster.store.subscribe(id)
-            finally:
-                trio.lowlevel.remove_instrument(instrument)
-        left = instrument.left
-    assert steps > 20
+    for step in itertools.count(1):
+        cancelling = CancelAtStep(step)
+        with cancelling.counting():
+            async with Cluster("a") as cluster:
+                assert "a" == cluster.status().node_id
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(cluster.store.put, "key", 1)
+                    cluster.store.subscribe(id)
+        if cancelling.too_late:
+            break
+    assert step > 20
 
 
 @pytest.mark.parametrize("on_disk", [False, True])

@@ -170,21 +170,6 @@ async def test_a_question_without_a_majority_may_be_asked_again(autojump_clock: 
         assert not await cluster.outcome(token)
 
 
-async def test_a_cancelled_put_leaves_one_effect_or_none(autojump_clock: trio.abc.Clock) -> None:
-    """And no token: who is cancelled is told nothing. What was handed over is applied, once; the peer goes on."""
-    async with running() as peers:
-        sender = (await peers.followers())[0]
-        await sender.store.put("n", 0)
-        peers.network.set_faults(delay_s=(0.01, 0.01))
-        with trio.move_on_after(0.015):
-            await sender.store.increment("n")
-        peers.network.set_faults()
-        await trio.sleep(1)
-        await sender.store.barrier()
-        assert 1 == sender.store["n"]
-        assert 2 == await sender.store.increment("n")
-
-
 @pytest.mark.parametrize(
     "token", [(0, 0), (1, 0), (1,), (1, 2, 3), "ab", None, (True, 1), (1.0, 1), (-1, 1), (1 << 63, 1)]
 )

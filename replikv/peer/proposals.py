@@ -12,6 +12,7 @@ its time is up.
 
 from __future__ import annotations
 
+import math
 import random
 import struct
 from collections import deque
@@ -71,9 +72,11 @@ class Proposals:
         self._hurried: dict[Proposal, None] = {}
         # Commands to hand over once more, before new ones.
         self._again: deque[Proposal] = deque()
-        # Sequence -> whether somebody was given its token, and may ask what became of it. Without one, it is here until
-        # it is seen applied: its attempts that are still under way must not be overtaken by the mark.
-        self._unsettled: dict[int, bool] = {}
+        # Sequence -> until when it holds the mark: for ever, if somebody was given its token and may ask what became of
+        # it. Nobody asks what became of one whose caller was cancelled: it is here until it is seen applied, so that
+        # the mark does not overtake an attempt that is under way; or until its time is up, as that may have been lost.
+        # One that comes later than that is refused by every replica.
+        self._unsettled: dict[int, float] = {}
         self.crowded = False
         """Set when the replicas keep too many results of ours to take more: the next try should wait a little."""
         # The position at which the session was registered; 0 without one.
@@ -245,7 +248,7 @@ class Proposals:
             if owner != session:
                 continue
             if (proposal := handed.get(sequence)) is None:
-                if self._unsettled.get(sequence) is False:
+                if self._unsettled.get(sequence, math.inf) < math.inf:
                     del self._unsettled[sequence]
                 continue
             if result[0] <= _FAILED:  # _answer's first case, for the many
@@ -352,6 +355,8 @@ class Proposals:
             if proposal.task is not None and proposal.deadline > now:
                 break
             self._give_up(proposal, surely_not, why)
+        for sequence in [sequence for sequence, until in self._unsettled.items() if until <= now < math.inf]:
+            del self._unsettled[sequence]
         for proposal in [each for each in self._hurried if each.deadline <= now]:
             if self._handed.get(proposal.sequence) is proposal:
                 self._give_up(proposal, surely_not, why)
@@ -389,7 +394,7 @@ class Proposals:
     def _leave_unsettled(self, proposal: Proposal, *, token: bool) -> None:
         if self._handed.pop(proposal.sequence, None) is None or proposal.attempts == 0:
             return
-        self._unsettled[proposal.sequence] = token
+        self._unsettled[proposal.sequence] = math.inf if token else proposal.deadline
         # Oldest first: a dict keeps the order, and callers leave in about the order of their sequences.
         while self._unsettled and self._next_sequence - next(iter(self._unsettled)) > UNSETTLED_MAX:
             del self._unsettled[next(iter(self._unsettled))]

@@ -224,6 +224,36 @@ async def test_cancelled_after_hand_over_its_result_is_kept_for_a_while(peer: Pe
     assert 0 == peer.counted.times[b"0"]
 
 
+async def test_a_cancelled_command_that_was_lost_holds_the_mark_until_its_time_is_up(peer: Peer) -> None:
+    """Nobody asks what became of it: replicas need not keep what came after it, and refuse it if it comes after all."""
+    await peer.put(1, deadline=5.0)
+    late = peer.take()
+    await peer.cancel(1)
+    for number, now, expected in ((2, 0.0, 1), (3, 4.9, 1), (4, 5.0, 4)):
+        peer.proposals.expire(now, surely_not, lambda: "why")
+        await peer.put(number)
+        data = peer.take()
+        assert expected == mark(data)
+        peer.apply(data)
+    peer.apply(late)
+    assert 0 == peer.counted.times[b"1"]
+
+
+async def test_a_command_whose_token_was_told_holds_the_mark_beyond_its_time(peer: Peer) -> None:
+    """Whoever has the token may ask what became of it."""
+    await peer.put(1, deadline=5.0)
+    late = peer.take()
+    for now in (5.0, 500.0):
+        peer.proposals.expire(now, surely_not, lambda: "why")
+    assert isinstance((await peer.settled())[1], OutcomeUnknownError)
+    await peer.put(2)
+    data = peer.take()
+    assert 1 == mark(data)
+    peer.apply(data)
+    peer.apply(late)
+    assert 1 == peer.counted.times[b"1"]
+
+
 async def test_what_is_given_up_never_blocks_the_window(peer: Peer) -> None:
     """Thousands of callers that left: the bound on what is remembered of them lets the others go on."""
     for number in range(2 * WINDOW):

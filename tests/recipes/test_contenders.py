@@ -8,11 +8,9 @@ import pytest
 import trio
 import trio.testing
 from clusters import running
-from contending import EXPIRED_S, TTL_S, left_behind, until_keys
-from steps import CancelAtStep
+from contending import TTL_S, left_behind, until_keys
 
 from replikv import Claim, Cluster, Contenders, Entry, LeaseExpiredError, Put
-from replikv.recipes import Lock
 
 PREFIX = "rooms/12/"
 
@@ -101,41 +99,6 @@ async def test_a_lost_key_is_told_also_to_who_does_not_wait() -> None:
 
         with pytest.raises(LeaseExpiredError, match="was deleted by somebody else"):
             await lose()
-
-
-@pytest.mark.parametrize("waits", [False, True])
-async def test_whoever_is_cancelled_at_any_step_leaves_nothing_behind(
-    autojump_clock: trio.abc.Clock, waits: bool
-) -> None:
-    """Entering, waiting, inside, or leaving: the next one gets the lock, and no key or lease is there at the end."""
-    async with running() as peers:
-        follower = (await peers.followers())[0]
-        store = follower.store
-        steps = 0
-        while True:
-            steps += 5 if waits else 1
-            cancelling = CancelAtStep(steps)
-            async with trio.open_nursery() as nursery:
-                if waits:
-                    first = await nursery.start(hold_shortly, Lock(store, "job", ttl_s=TTL_S))
-                with cancelling.counting():
-                    async with Lock(store, "job", ttl_s=TTL_S) as held:
-                        assert not waits or first.token < held.token
-                        await trio.lowlevel.checkpoint()
-            with trio.fail_after(EXPIRED_S):
-                async with Lock(store, "job", ttl_s=TTL_S):
-                    pass
-            if cancelling.too_late:
-                break
-        assert steps > 50
-        await trio.sleep(EXPIRED_S)
-        assert ([], 0) == left_behind(follower)
-
-
-async def hold_shortly(lock: Lock, task_status: trio.TaskStatus[Claim]) -> None:
-    async with lock as held:
-        task_status.started(held)
-        await trio.sleep(0.1)
 
 
 async def test_a_key_that_is_gone_already_is_not_waited_for() -> None:

@@ -10,7 +10,6 @@ import trio
 import trio.testing
 from clusters import id_of, peer_of, running
 from consuming import EXPIRED_S, VISIBILITY_S, Hands, left_behind, queue_of
-from steps import CancelAtStep
 
 from replikv import Cluster, LeaseExpiredError, Put, UnavailableError
 from replikv.recipes import Queue
@@ -203,39 +202,6 @@ async def test_many_consumers_in_many_processes_get_each_item_once(autojump_cloc
 
 
 # -- cancellation ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("attempt", range(2))  # tasks take turns in an order of chance
-async def test_cancelled_at_any_step_of_taking(autojump_clock: trio.abc.Clock, attempt: int) -> None:
-    """The item was acknowledged, or is delivered again; nobody is in the way of it, and nothing else is left."""
-    steps = 0
-    async with running() as peers:
-        follower = (await peers.followers())[0]
-        queue = queue_of(follower.store)
-        while True:
-            steps += 1
-            await queue.put(steps)
-            done = False
-            cancelling = CancelAtStep(steps)
-            with cancelling.counting():
-                async with queue.take() as item:
-                    assert steps == item
-                    await trio.lowlevel.checkpoint()
-                    done = True
-            if queue.size:
-                with trio.fail_after(EXPIRED_S):
-                    async with queue.receive() as delivery:
-                        assert steps == delivery.item
-                        assert delivery.count <= 2
-            else:
-                assert done
-            assert 0 == queue.size
-            if cancelling.too_late:
-                break
-        assert steps > 50
-        await trio.sleep(EXPIRED_S)
-        await peers.converge()
-        assert ([], 0) == left_behind(follower)
 
 
 async def test_a_task_that_is_cancelled_while_it_claims_wakes_the_next(autojump_clock: trio.abc.Clock) -> None:

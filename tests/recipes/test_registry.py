@@ -12,7 +12,6 @@ import trio.testing
 from clusters import id_of, peer_of, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from steps import CancelAtStep
 
 from replikv import Cluster, CompactedError, ConfigurationError, EncodingError, LeaseExpiredError, Settings
 from replikv.recipes import Balancer, Endpoint, EndpointWatch, NoEndpointError, ServiceRegistry
@@ -234,26 +233,6 @@ async def test_what_makes_no_sense_is_refused(autojump_clock: trio.abc.Clock) ->
         with pytest.raises(ConfigurationError, match="retry_after_s"):
             registry.balancer("payments", retry_after_s=-1)
         assert ([], 0) == left_behind(cluster)
-
-
-async def test_cancelled_at_any_step(autojump_clock: trio.abc.Clock) -> None:
-    """Nothing stays listed, and no lease is left, when the time of one has passed."""
-    steps = 0
-    async with running() as peers:
-        follower = (await peers.followers())[0]
-        while True:
-            steps += 1
-            cancelling = CancelAtStep(steps)
-            with cancelling.counting():
-                async with registry_of(follower).register("payments", "here") as registration:
-                    await registration.update({"n": steps})
-            await until_listed(follower)
-            if cancelling.too_late:
-                break
-        assert steps > 30
-        await trio.sleep(EXPIRED_S)
-        await peers.converge()
-        assert ([], 0) == left_behind(follower)
 
 
 # -- those who look ----------------------------------------------------------------------------------------------------

@@ -500,20 +500,6 @@ async def test_every_call_is_a_checkpoint(store: Store, call: Callable[[Store], 
 
 
 @pytest.mark.parametrize("call", EVERY_CALL.values(), ids=EVERY_CALL)
-async def test_every_call_can_be_cancelled_while_it_waits(
-    store: Store, replicator: LocalReplicator, call: Callable[[Store], Awaitable[object]]
-) -> None:
-    """Cancelled, it ends at once; what was handed over may be applied later, and the store works on."""
-    replicator.held = True
-    with trio.move_on_after(0) as scope:
-        await call(store)
-    assert scope.cancelled_caught
-    replicator.release()
-    await trio.testing.wait_all_tasks_blocked()
-    assert await store.put("other", 1) == store.revision
-
-
-@pytest.mark.parametrize("call", EVERY_CALL.values(), ids=EVERY_CALL)
 async def test_every_call_on_a_closed_cluster_says_so(
     store: Store, replicator: LocalReplicator, call: Callable[[Store], Awaitable[object]]
 ) -> None:

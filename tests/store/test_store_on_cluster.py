@@ -11,7 +11,7 @@ import structlog
 import trio
 import trio.testing
 
-from replikv import ABSENT, Change, Cluster, ClusterClosedError, Settings, Store
+from replikv import ABSENT, Change, Cluster, ClusterClosedError, Store
 from replikv.store import reads, store
 
 
@@ -87,21 +87,6 @@ async def test_leaving_the_cluster_ends_watches_and_subscriptions() -> None:
         await cluster.store.put("a", 1)
         await trio.testing.wait_all_tasks_blocked()
     assert len(seen) == len(ended) == 1
-
-
-async def test_cancelled_put_happens_once_or_never() -> None:
-    """And the store works on."""
-    async with Cluster("a", settings=Settings(request_timeout_s=5)) as cluster:
-        for number in range(20):
-            with trio.CancelScope() as scope:
-                if number % 2:
-                    scope.cancel()
-                async with trio.open_nursery() as puts:
-                    puts.start_soon(cluster.store.increment, "n")
-                    await trio.lowlevel.checkpoint()
-                    scope.cancel()
-        await cluster.store.put("after", True)
-        assert 0 <= cluster.store.local.get("n", 0) <= 20
 
 
 async def test_examples_in_the_docstrings() -> None:
