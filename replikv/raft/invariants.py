@@ -31,6 +31,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from itertools import combinations
+from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.core import Raft
@@ -43,6 +44,10 @@ from replikv.raft.roles import Role
 from replikv.raft.stable import StableStorage
 
 __all__ = ["Invariants", "majorities_meet"]
+
+
+_RESTING: Final = (AppendEntriesResponse, RequestVote, RequestVoteResponse)
+"""The messages that rest on what is on the disk of their sender."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,8 +65,10 @@ class _Seen:
     applied: int
     membership: Membership
     membership_index: int
-    # The terms of the log: terms[i] is that at index first + i. Below first everything was compacted.
+    # The terms of the log: terms[i] is that at index first + i. Below first everything was compacted. The last entry's
+    # index and term are ``end``.
     first: int
+    end: tuple[int, int]
     terms: list[int]
 
 
@@ -98,6 +105,7 @@ class Invariants:
         """Check a core against what it was, and against all others."""
         seen = self._seen.get(raft.id)
         log = raft.log
+        last_entry_id, first = log.last_entry_id(), log.first_index()
         key: tuple[object, ...] = (
             raft.role,
             raft.term,
@@ -106,8 +114,10 @@ class Invariants:
             log.committed,
             log.applied,
             log.applying,
+            last_entry_id,
+            first,
+            raft.membership_index,
         )
-        key += (*log.last_entry_id(), log.first_index(), raft.membership_index)
         if seen is None:
             self._check_start(raft)
         elif key != seen.key or raft.membership is not seen.membership:
@@ -117,7 +127,10 @@ class Invariants:
                 self._check_progress(raft)
             return
         self._check_state(raft)
-        terms = self._note_log(raft, seen)
+        if seen is not None and seen.first == first and seen.end == last_entry_id:
+            terms = seen.terms  # nothing was appended: what ends alike is alike
+        else:
+            terms = self._note_log(raft, seen)
         self._note_membership(raft, seen)
         self._note_committed(raft, seen)
         if raft.role is Role.LEADER:
@@ -134,13 +147,14 @@ class Invariants:
             log.applied,
             raft.membership,
             raft.membership_index,
-            log.first_index(),
+            first,
+            last_entry_id,
             terms,
         )
 
     def observe_sent(self, message: Message, storage: StableStorage) -> None:
         """Check a message that leaves now against what is on its sender's disk."""
-        if not isinstance(message, AppendEntriesResponse | RequestVote | RequestVoteResponse):
+        if not isinstance(message, _RESTING):
             return
         hard_state, _ = storage.initial_state()
         sender = message.sender
@@ -220,14 +234,14 @@ class Invariants:
             _broken("one vote per term", f"{raft.id} starts with a vote for {raft.vote!r}, and has told {told} yes")
 
     def _check_change(self, raft: Raft, seen: _Seen) -> None:
-        for name, before, now in (
-            ("term", seen.term, raft.term),
-            ("commit index", seen.committed, raft.log.committed),
-            ("applied index", seen.applied, raft.log.applied),
-            ("membership index", seen.membership_index, raft.membership_index),
-        ):
-            if now < before:
-                _broken("monotonic positions", f"the {name} of {raft.id} goes back from {before} to {now}")
+        if raft.term < seen.term:
+            _went_back("term", raft, seen.term, raft.term)
+        if raft.log.committed < seen.committed:
+            _went_back("commit index", raft, seen.committed, raft.log.committed)
+        if raft.log.applied < seen.applied:
+            _went_back("applied index", raft, seen.applied, raft.log.applied)
+        if raft.membership_index < seen.membership_index:
+            _went_back("membership index", raft, seen.membership_index, raft.membership_index)
         if seen.term != raft.term:
             return
         if seen.vote not in (NO_NODE, raft.vote):
@@ -250,7 +264,7 @@ class Invariants:
             _broken("voters and learners", f"{raft.id} knows members that are both: {membership}")
         if not membership.learners_next <= membership.outgoing:
             _broken("voters and learners", f"{raft.id} knows learners to be that do not vote yet: {membership}")
-        if set(raft.tracker.progress) != membership.ids:
+        if raft.tracker.progress.keys() != membership.ids:
             _broken(
                 "voters and learners", f"{raft.id} follows others than its members: {sorted(raft.tracker.progress)}"
             )
@@ -320,17 +334,19 @@ class Invariants:
 
     def _check_progress(self, raft: Raft) -> None:
         """What the leader believes of the others, as far as they are in its term."""
+        leader, term, seen, believed = raft.id, raft.term, self._seen, self._believed
         for node_id, progress in raft.tracker.progress.items():
-            if not progress.match < progress.next:
-                _broken("true acknowledgements", f"{raft.id} sends {node_id} {progress.next}, below what it has")
-            follower = self._seen.get(node_id)
-            if progress.match == 0 or follower is None or follower.term != raft.term:
+            match = progress.match
+            if not match < progress.next:
+                _broken("true acknowledgements", f"{leader} sends {node_id} {progress.next}, below what it has")
+            follower = seen.get(node_id)
+            if match == 0 or follower is None or follower.term != term:
                 continue
             # Nothing to look at when neither has changed: a leader only appends.
-            term, match, observed = self._believed.get((raft.id, node_id), (0, 0, None))
-            if observed is follower and (term, match) == (raft.term, progress.match):
+            known = believed.get((leader, node_id))
+            if known is not None and known[2] is follower and known[1] == match and known[0] == term:
                 continue
-            self._believed[raft.id, node_id] = (raft.term, progress.match, follower)
+            believed[leader, node_id] = (term, match, follower)
             core = follower.core
             if core.log.stable_index() < progress.match:
                 _broken("true acknowledgements", f"{raft.id} believes {node_id} to have {progress.match} on its disk")
@@ -376,6 +392,10 @@ def _majorities_meet(
             if joint_vote_result(other_voters, other_outgoing, rest) is VoteResult.WON:
                 return False
     return True
+
+
+def _went_back(what: str, raft: Raft, before: int, now: int) -> None:
+    _broken("monotonic positions", f"the {what} of {raft.id} goes back from {before} to {now}")
 
 
 def _broken(invariant: str, what: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import gc
 import os
 import shlex
 import sys
@@ -187,7 +188,8 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
     simulated_s = 0.0
     done = 0
     terminal = sys.stderr.isatty()
-    with ProcessPoolExecutor(max(options.jobs, 1)) as pool:
+    # What is imported stays: no collection has to look at it.
+    with ProcessPoolExecutor(max(options.jobs, 1), initializer=gc.freeze) as pool:
         for report in _reports(pool, seeds, values, options, began):
             done += 1
             counts += report.counts

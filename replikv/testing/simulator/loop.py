@@ -125,7 +125,7 @@ class Loop:
         self.clock: Callable[[], float] = lambda: 0.0
         self.current: Errand | None = None
         # Woken, and not yet resumed: nobody runs before who has woken him is done.
-        self._woken: deque[tuple[Errand, object]] = deque()
+        self.woken: deque[tuple[Errand, object]] = deque()
 
     @contextlib.contextmanager
     def running(self) -> Iterator[None]:
@@ -184,7 +184,7 @@ class Loop:
 
     def wake(self, errand: Errand, value: Any = None) -> None:
         """Have it go on once who runs now is done."""
-        self._woken.append((errand, value or outcome.Value(None)))  # an outcome is good for one use
+        self.woken.append((errand, value or outcome.Value(None)))  # an outcome is good for one use
 
     async def sleep(self, seconds: float) -> None:
         """Have the errand that calls this wait."""
@@ -194,8 +194,8 @@ class Loop:
 
     def resume_woken(self) -> None:
         """Resume whoever was woken."""
-        while self._woken:
-            errand, value = self._woken.popleft()
+        while self.woken:
+            errand, value = self.woken.popleft()
             errand.resume(value)
 
 

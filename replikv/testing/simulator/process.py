@@ -11,8 +11,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
 from replikv.errors import CorruptionError, StorageError, UpgradeRequiredError
 from replikv.machine.governance import Versions
 from replikv.machine.replica import Replica
@@ -58,6 +56,18 @@ class _Clock:
 
     def now(self) -> float:
         return self._host.time() / self._tick_s
+
+
+class _Woken:
+    """Stands for the event that the driver is woken by, and is used for all turns."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def set(self) -> None:
+        self.up = True
 
 
 class _Barriers(Barriers):
@@ -155,6 +165,7 @@ class Process:
         self.installing: ReceivedSnapshot | None = None
         self.sending: set[str] = set()
         self._turn_due = False
+        self._woken = _Woken()
         self._refused = False
         image = storage.image
         snapshot = image.snapshot()
@@ -195,6 +206,7 @@ class Process:
             randomness=self._randomness(),
         )
         self.driver.process = self
+        self.driver._woken = self._woken  # type: ignore[assignment]
         self.writer = Writer(self)
         self.driver.persister = self.writer  # type: ignore[assignment]
         self.driver.taker = Taker(self)  # type: ignore[assignment]
@@ -259,27 +271,25 @@ class Process:
         simulation = self.simulation
         simulation.at(simulation.now + seconds, self._step, (step, args))
 
-    def _step(self, step: Callable[..., object], args: tuple[Any, ...]) -> None:
-        if self.over:
-            return
-        if self.host.stalled_until > self.simulation.now:
-            self.simulation.at(self.host.stalled_until, self._step, (step, args))
-            return
-        self.run(step, *args)
-
     def run(self, step: Callable[..., object], *args: Any) -> None:
-        """Take a step now. Whatever ends a process ends it."""
+        """Take a step now, whether it stands still or not. Whatever ends a process ends it."""
+        self._step(step, args, now=True)
+
+    def _step(self, step: Callable[..., object], args: tuple[Any, ...], now: bool = False) -> None:
         if self.over:
             return
-        simulation = self.simulation
+        host, simulation = self.host, self.simulation
+        if host.stalled_until > simulation.now and not now:
+            simulation.at(host.stalled_until, self._step, (step, args))
+            return
         loop = simulation.loop
-        clock, loop.clock = loop.clock, self.host.time
+        clock, loop.clock = loop.clock, host.time
         try:
             step(*args)
-            loop.resume_woken()
-            if not self._turn_due and self.driver._woken.is_set():
-                self._turn_due = True
-                simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+            if loop.woken:
+                loop.resume_woken()
+            if self._woken.up and not self._turn_due:
+                self._have_turn()
         except PowerCut:
             self.host.cut_power("in the middle of a call")
         except CorruptionError as exc:
@@ -295,14 +305,16 @@ class Process:
         """A frame has arrived: it waits for the next turn."""
         self.driver.receive(sender, frame)
         if not self._turn_due:
-            self._turn_due = True
-            simulation = self.simulation
-            simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+            self._have_turn()
+
+    def _have_turn(self) -> None:
+        self._turn_due = True
+        simulation = self.simulation
+        simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
 
     def _turn(self) -> None:
-        self._turn_due = False
+        self._turn_due = self._woken.up = False
         driver = self.driver
-        driver._woken = trio.Event()
         driver._turn()
         if self.installing is not None and self.installing.done.is_set() and self.reception is not None:
             self.reception.finish()
