@@ -65,7 +65,7 @@ def answer_by_what_is_pinned_here(patch: Patch) -> None:
         result: bytes = right(self, command)
         return bytes([Status.FAILED]) if pinned and self.position % 10 == 0 else result
 
-    right = patch.set(Replica, "apply", wrong)
+    right = patch.set(Replica, "_apply", wrong)
 
 
 @bug(crashes=0.5)

@@ -189,7 +189,7 @@ def forget_the_vote_at_step_down(patch: Patch) -> None:
     right = patch.set(Raft, "_enter", wrong)
 
 
-@bug(depositions=0.5, peers=5, election_heartbeats=5, late=0.1, reorder=True)
+@bug(depositions=0.5, peers=5, spares=0, election_heartbeats=5, late=0.1, reorder=True)
 def count_a_stale_vote(patch: Patch) -> None:
     """An answer that a voter gave in an older term counts in this one (little-raft#44)."""
 
@@ -259,7 +259,7 @@ def lead_on_without_a_quorum(patch: Patch) -> None:
     patch.set(leader, "_still_leading", lambda raft: raft.tracker.membership.is_voter(raft.id))
 
 
-@bug(depositions=0.5, partitions=0.3, peers=3)
+@bug(CALM | {"peers": 3, "spares": 0, "transfers": 0.5, "loss": 0.3})
 def ignore_leaders_of_older_terms(patch: Patch) -> None:
     """A leader of an older term is not told the newer one: whoever knows that follows nobody (canonical/raft#279)."""
     patch.set(Raft, "_take_term", _take_no_older_term)
@@ -269,6 +269,19 @@ def _take_no_older_term(self: Raft, message: Message) -> bool:
     if message.term > self.term:
         return self._take_newer_term(message)
     return message.term == self.term
+
+
+@bug(write_s=0.5, crashes=1.5, partitions=0.5, clients=8, think_s=0.1)
+def count_a_stale_pre_vote(patch: Patch) -> None:
+    """What a node was told before an earlier campaign lets it begin the next one (etcd)."""
+
+    def wrong(raft: Raft, message: RequestVoteResponse) -> bool | None:
+        if message.pre_vote and not message.reject and raft.role is Role.PRE_CANDIDATE:
+            message.term = raft.term + 1
+        won: bool | None = right(raft, message)
+        return won
+
+    right = patch.set(elections, "record_vote", wrong)
 
 
 # -- the log -----------------------------------------------------------------------------------------------------------
@@ -445,7 +458,17 @@ def send_what_is_left_of_a_purged_log(patch: Patch) -> None:
     patch.set(replication, "_send_snapshot", wrong)
 
 
-@bug(snapshot_log_entries=8, trailing_entries=1, late=0.05, loss=0.1, crashes=0.3, clients=8, think_s=0.1)
+@bug(
+    snapshot_log_entries=8,
+    trailing_entries=1,
+    depositions=0.5,
+    loss=0.1,
+    delay_s=0.05,
+    jitter_s=0.05,
+    clients=8,
+    think_s=0.1,
+    peers=5,
+)
 def take_an_older_snapshot(patch: Patch) -> None:
     """A snapshot takes the place of the log, however far that is (section 7)."""
 
@@ -491,14 +514,7 @@ def keep_the_lease_of_a_deposed_leader(patch: Patch) -> None:
     patch.set(ReadLease, "holds", lambda self, now: now is not None and self.expires > -math.inf)
 
 
-@bug(CALM | {"peers": 3, "depositions": 0.3, "lease_reads": True, "reads": 0.9, "clients": 8, "think_s": 0.1})
-def vote_within_the_promise_of_a_lease(patch: Patch) -> None:
-    """Whoever has answered a leader votes for another one at once (thesis 4.2.3, 6.4.1)."""
-    patch.set(elections, "sticks_to_leader", lambda raft: False)
-    patch.set(elections, "promised_not_to_vote", lambda raft: False)
-
-
-@bug(depositions=0.5, reads=0.9, clients=8, think_s=0.1)
+@bug(peers=5, spares=0, partitions=1, reads=0.9, clients=8, think_s=0.1)
 def confirm_reads_by_one_answer(patch: Patch) -> None:
     """Whoever is answered by anybody takes himself for the leader (thesis 6.4, step 3)."""
 
@@ -557,12 +573,12 @@ def change_several_voters_at_once(patch: Patch) -> None:
     right = patch.set(changer, "apply_change", wrong)
 
 
-@bug(changes=1, spares=2, peers=5, depositions=0.5, crashes=0.3, bit_flips=0)
-def leave_only_what_one_has_entered(patch: Patch) -> None:
-    """A leader leaves no joint configuration that an earlier one has entered (etcd#12136)."""
+@bug(changes=1.5, transfers=2, spares=2, peers=5, write_s=0.05, delay_s=0.02, bit_flips=0)
+def leave_a_joint_configuration_at_once_or_never(patch: Patch) -> None:
+    """Nobody leaves it but who leads when it is entered, and has no transfer under way (etcd#12136)."""
 
     def wrong(raft: Raft) -> None:
-        if raft.membership_index > raft.election_index:
+        if raft.membership_index == raft.log.applied:
             right(raft)
 
     right = patch.set(reconfiguration, "leave_if_due", wrong)

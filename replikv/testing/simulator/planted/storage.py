@@ -80,7 +80,16 @@ def lose_the_hard_state(patch: Patch) -> None:
     right = patch.set(DiskStorage, "write", wrong)
 
 
-@bug(cuts_in_writes=0.8, clients=8, think_s=0.1, message_bytes_max=1 << 20)
+@bug(
+    segment_bytes=8192,
+    cuts_in_writes=1,
+    clients=20,
+    think_s=0.02,
+    write_s=0.05,
+    keys=6,
+    reads=0.1,
+    entry_bytes_max=1 << 20,
+)
 def refuse_a_torn_tail(patch: Patch) -> None:
     """A last frame that the power has cut off is taken for damage (etcd#5230)."""
 
@@ -90,13 +99,7 @@ def refuse_a_torn_tail(patch: Patch) -> None:
     patch.set(recovery, "judge_tail", wrong)
 
 
-@bug(seeds=60, cuts_in_writes=0.8, clients=8, think_s=0.1)
-def leave_a_torn_tail(patch: Patch) -> None:
-    """What the power has cut off stays behind what is written next (amelie#17)."""
-    patch.set(recovery, "wipe", lambda file, start, end: None)
-
-
-@bug(bit_flips=0.3, crashes=0.3)
+@bug(bit_flips=1, peers=5, changes=0, segment_bytes=2048, snapshot_log_entries=100000, clients=8, think_s=0.05)
 def take_damage_for_a_torn_tail(patch: Patch) -> None:
     """A frame that was synced and reads otherwise is cut off, with all that follows it (pebble#453)."""
 
@@ -152,7 +155,7 @@ def rename_a_snapshot_before_it_is_synced(patch: Patch) -> None:
     right = patch.set(ChunkFileWriter, "finish", wrong)
 
 
-@bug(snapshot_log_entries=8, crashes=0.8, cuts_in_writes=0.8)
+@bug(snapshot_log_entries=8, cuts_in_writes=3, clients=8, think_s=0.05)
 def remove_the_old_snapshot_first(patch: Patch) -> None:
     """The old snapshots are removed before the new one has its name."""
 
@@ -164,19 +167,24 @@ def remove_the_old_snapshot_first(patch: Patch) -> None:
     right = patch.set(Snapshotter, "_publish", wrong)
 
 
-@bug(seeds=60, snapshot_log_entries=8, trailing_entries=1, cuts_in_writes=1, partitions=0.5, clients=8, think_s=0.1)
+@bug(snapshot_log_entries=8, trailing_entries=1, crashes=1.5, partitions=0.5, write_s=0.5, clients=8, think_s=0.1)
 def go_on_with_a_log_that_the_snapshot_contradicts(patch: Patch) -> None:
     """A log that ends before the newest snapshot is gone on with, as if it did not (hashicorp#85, ratis-2507)."""
     patch.set(disk_module, "assemble", lambda *arguments: assemble(*arguments)._replace(agrees=True))
 
 
-@bug(full_disks=0.5, clients=8, think_s=0.1)
+@bug(full_disks=0.5, segment_bytes=2048, clients=8, think_s=0.1, crashes=0, cuts_in_writes=0)
 def never_recover_from_a_full_disk(patch: Patch) -> None:
     """A log that had no room once takes nothing any more (arcadedb#5345)."""
+    full: set[Wal] = set()
 
     def wrong(self: Wal, writes: Any) -> None:
-        if self._soiled_end:
-            raise StorageFullError("no room, once and for all")
-        right(self, writes)
+        try:
+            if self in full:
+                raise StorageFullError("no room, once and for all")
+            right(self, writes)
+        except StorageFullError:
+            full.add(self)
+            raise
 
     right = patch.set(Wal, "write", wrong)
