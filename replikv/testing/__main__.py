@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from replikv.testing.linearizability import write_history
+from replikv.testing.simulator.chaos import FAULTS
 from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
 from replikv.testing.simulator.shrinking import shrink
 from replikv.testing.simulator.simulation import Report, run
 from replikv.testing.simulator.tracing import tracing
+from replikv.testing.watch_validation import write_streams
 
 __all__ = ["main"]
 
@@ -28,6 +30,10 @@ _FAILURES_MAX: Final = 10
 """More are counted, and not told one by one."""
 _LINES: Final = 40
 """Of a transcript, below a failure."""
+_OPERATION: Final = "operation "
+"""What the counts of operations of one kind begin with."""
+_BAR: Final = 30
+"""Characters of the progress bar."""
 _SEEDS_AHEAD: Final = 8
 """Per process: a long run must not hold up what is told of others."""
 
@@ -53,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON"
     )
     simulate.add_argument(
+        "--watches", metavar="FILE", help="write what watchers of the first seed were told, as lines of JSON"
+    )
+    simulate.add_argument(
         "--trace", metavar="FILE", help="write what the cores of the first seed do, as etcd traces it"
     )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
@@ -65,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.transcript:
         return _tell(options.seeds, values, options.planted)
-    if options.history or options.trace:
+    if options.history or options.watches or options.trace:
         return _write(options.seeds[0], values, options)
     return _simulate(options.seeds, values, options)
 
@@ -98,7 +107,7 @@ def command_of(options: Options, bug: str | None = None) -> str:
 def _run(seed: int, values: dict[str, str], bug: str | None) -> Report:
     with planted(bug) if bug is not None else contextlib.nullcontext():
         report = run(Options.draw(seed).with_values(values))
-    return dataclasses.replace(report, history=[])  # which is much to hand from process to process
+    return dataclasses.replace(report, history=[], streams=[])  # which are much to hand from process to process
 
 
 def _shrink(report: Report, bug: str | None) -> Report:
@@ -133,8 +142,10 @@ def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> in
         report = run(Options.draw(seed).with_values(values))
     if options.history:
         write_history(report.history, Path(options.history))
+    if options.watches:
+        write_streams(report.streams, Path(options.watches))
     if report.failure is not None:
-        sys.stdout.write(f"seed {seed}: {report.failure}\n")
+        sys.stdout.write(f"seed {seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
     return int(report.failure is not None)
 
 
@@ -155,8 +166,9 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
                 sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
             if terminal or done % 100 == 0:
                 elapsed = time.monotonic() - began
+                bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
                 sys.stderr.write(
-                    f"{chr(13) * terminal}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
+                    f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
                     f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
                 )
                 sys.stderr.flush()
@@ -201,8 +213,18 @@ def _tell_summary(
         f"{seeds} seeds, {failed} failed; {simulated_s / 3600:.2f} hours simulated in {elapsed_s:.0f} s:"
         f" {simulated_s / max(elapsed_s, 0.001):.0f} times real time\n"
     )
-    for name, count in sorted(counts.items()):
-        write(f"  {count:>12,} {name}\n")
+    for group, names in _grouped(counts).items():
+        write(f"{group}\n")
+        for name in names:
+            write(f"  {counts[name]:>12,} {name.removeprefix(_OPERATION)}\n")
+
+
+def _grouped(counts: collections.Counter[str]) -> dict[str, list[str]]:
+    """Operations by their kind, faults by theirs, and all else that was counted."""
+    operations = sorted(name for name in counts if name.startswith(_OPERATION))
+    faults = sorted(name for name in counts if name in FAULTS)
+    others = sorted(name for name in counts if name not in FAULTS and not name.startswith(_OPERATION))
+    return {"operations of clients": operations, "faults": faults, "what came of them": others}
 
 
 if __name__ == "__main__":

@@ -19,9 +19,47 @@ from replikv.testing.simulator.process import Process
 if TYPE_CHECKING:
     from replikv.testing.simulator.simulation import Simulation
 
-__all__ = ["Chaos", "Operator"]
+__all__ = ["FAULTS", "Chaos", "Operator"]
 
 _CUTS: Final = frozenset({"partitions", "one_way", "bridges", "flaps", "depositions"})
+
+FAULTS: Final = frozenset(
+    {
+        "partitions",
+        "one_way",
+        "bridges",
+        "flaps",
+        "depositions",
+        "resets",
+        "crashes",
+        "cuts_in_writes",
+        "stalls",
+        "clock_jumps",
+        "clocks that change",
+        "full_disks",
+        "failing_syncs",
+        "failing_writes",
+        "bit_flips",
+        "bits flipped",
+        "transfers",
+        "snapshots",
+        "kills",
+        "power cuts",
+        "power cuts in the middle of a call",
+        "power cuts while joining",
+        "power cuts while starting",
+        "frames cut off",
+        "frames late",
+        "frames lost",
+        "frames not taken",
+        "frames repeated",
+        "membership changes proposed",
+        "operations cancelled",
+        "programs upgraded",
+        "writes without room",
+    }
+)
+"""What a run counts of what befell it, by kind."""
 
 
 class Chaos:
@@ -42,6 +80,7 @@ class Chaos:
             ("crashes", self._crash),
             ("cuts_in_writes", self._cut_in_write),
             ("stalls", self._stall),
+            ("clock_jumps", self._leap),
             ("full_disks", self._full_disk),
             ("failing_syncs", self._failing_sync),
             ("failing_writes", self._failing_write),
@@ -54,6 +93,8 @@ class Chaos:
                 self._again(rate, fault, name)
         if options.drift:
             self._again(0.1, self._drift, "clocks that change")
+        for host in simulation.hosts.values():
+            simulation.after(self.random.uniform(0.1, 0.9) * options.chaos_s, host.upgrade)
 
     def end(self) -> None:
         """No more faults, and those that last end."""
@@ -64,6 +105,7 @@ class Chaos:
             host.disk.heal()
             host.disk.capacity_bytes = None
             host.set_rate(1.0)
+            host.upgrade()
             host.start()
 
     def _again(self, rate: float, fault: Callable[[], None], name: str) -> None:
@@ -175,6 +217,11 @@ class Chaos:
             # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
             process.host.stalled_until = max(process.host.stalled_until, self.simulation.now + self._seconds())
             self.simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
+
+    def _leap(self) -> None:
+        process = self._some()
+        if process is not None:
+            process.host.leap(self.simulation.settings.election_timeout_s * self.random.choice((1.2, 3, 30)))
 
     def _drift(self) -> None:
         process = self._some()

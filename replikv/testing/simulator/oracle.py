@@ -15,7 +15,8 @@ exactly once                 a sequence of a session is applied once: later atte
 durable is durable           a restart finds what was synced, and of what was being written all or nothing
 torn is not damaged          a disk of which no bit was flipped is never taken for damaged
 failed syncs are final       a process that has seen a sync fail syncs that file never again
-watches                      no gap, nothing twice, in order, the right previous value, none left out in the end
+leases, locks                see tenures.py
+watches                      nine properties: see replikv/testing/watch_validation
 linearizable                 what clients saw could have come from one map, and revisions tell its order
 liveness                     when the faults have ended, everything works again within a bound
 ===========================  ========================================================================================
@@ -28,6 +29,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from replikv.errors import CompactedError
+from replikv.machine.commands import REVOKE, Operation
 from replikv.machine.envelope import HEADER, HEADER_BYTES
 from replikv.machine.keyspace import Changes
 from replikv.machine.record import HEAD
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokenInvariantError", "Oracle", "broken"]
 
 _MAP: Final = 1
+_REVOKE: Final = int(Operation.REVOKE)
 DIGEST_S: Final = 2.0
 """How often a replica is digested, for others to be compared with."""
 
@@ -176,7 +179,12 @@ class Oracle:
                 continue
             self._position = position
             _, kind, _, session, sequence, _ = HEADER.unpack_from(command)
-            if not session or kind != _MAP or result[0] != 0:
+            if kind != _MAP or result[0] != 0:
+                continue
+            if command[HEADER_BYTES] == _REVOKE:
+                lease = REVOKE.unpack_from(command, HEADER_BYTES)[1]
+                self.simulation.tenures.ended(lease, by_leader=not session)
+            if not session:
                 continue
             # A sequence that is known is answered with the result that is kept: the same bytes, its revision included.
             first = self._executed.setdefault((session, sequence), result)

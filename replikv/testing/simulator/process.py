@@ -6,36 +6,42 @@ them. It ends in the middle of whatever it does, or of whatever the disk does fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from replikv.errors import CorruptionError, StorageError
+from replikv.errors import CorruptionError, StorageError, UpgradeRequiredError
+from replikv.machine.governance import Versions
 from replikv.machine.replica import Replica
-from replikv.peer.admission import LEASE, Admission
+from replikv.peer.admission import COMMANDS, LEASE, Admission
 from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.driver import Driver
 from replikv.peer.lessee import Lessee
 from replikv.peer.life import core_config
 from replikv.peer.proposals import Proposals
-from replikv.peer.protocol import Moved
+from replikv.peer.protocol import LeaseQuestions, Moved
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
 from replikv.raft.entries import Entry, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.messages import Message
 from replikv.raft.node import RawNode
 from replikv.raft.reads import ReadState
+from replikv.settings import Settings
 from replikv.storage.disk import DiskStorage
+from replikv.store.store import Store
+from replikv.store.watch_hub import WatchHub
 from replikv.testing.simulated_disk import PowerCut
+from replikv.testing.simulator.face import Face
 from replikv.testing.simulator.network import Wire
 from replikv.testing.simulator.transfers import Transfer
 from replikv.testing.simulator.writer import Taker, Writer
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.host import Host
+    from replikv.testing.simulator.simulation import Simulation
 
 __all__ = ["Process"]
 
@@ -70,6 +76,22 @@ class _Barriers(Barriers):
         if oracle.core.read_answered(self.process.node_id, ReadState(context, index)):
             self.process.simulation.counts["reads confirmed"] += 1
         super().confirm(context, index)
+
+
+class _Lessee(Lessee):
+    """Tells when questions were sent, on the clock of the simulation."""
+
+    simulation: Simulation
+
+    def __init__(self, first_number: int) -> None:
+        super().__init__(first_number)
+        self.sent_at: dict[float, float] = {}
+
+    def take(self, now_ticks: int, now: float) -> LeaseQuestions | None:
+        questions = super().take(now_ticks, now)
+        if questions is not None:
+            self.sent_at[now] = self.simulation.now
+        return questions
 
 
 class _Applier(Applier):
@@ -115,7 +137,8 @@ class Process:
         self.node_id = host.node_id
         self.simulation = simulation = host.simulation
         self.options = simulation.options
-        self.settings = settings = simulation.settings
+        self.settings: Settings = host.settings
+        settings = self.settings
         self.random = host.random
         self.storage = storage
         self.over = False
@@ -135,15 +158,21 @@ class Process:
         self._refused = False
         image = storage.image
         snapshot = image.snapshot()
-        attributes: Mapping[str, str] = {LEASE: str(settings.election_timeout_s)} if settings.lease_reads else {}
+        self.replica: Replica = Replica()
+        if host.old:
+            self.replica.known = Versions(0, 0)  # type: ignore[misc]
+        attributes = {COMMANDS: str(self.replica.known.commands)}
+        if settings.lease_reads:
+            attributes[LEASE] = str(settings.election_timeout_s)
         self.admission = Admission(storage.identity, snapshot.membership, snapshot.index, attributes)
         for entry in image.entries(image.first_index(), image.last_index() + 1):
             if entry.kind == EntryKind.MEMBERSHIP:
                 self.admission.note(entry)
-        self.replica = Replica()
         self.proposals = Proposals(self.node_id, settings.proposals_max, self._randomness())
         self.barriers = _Barriers(self.random.getrandbits(62))
         self.barriers.process = self
+        self.lessee = _Lessee(self.random.getrandbits(62))
+        self.lessee.simulation = simulation
         self.node = RawNode(core_config(self.node_id, settings, snapshot.index), image, self._randomness())
         self.driver = _Driver(
             node_id=self.node_id,
@@ -155,7 +184,7 @@ class Process:
             admission=self.admission,
             proposals=self.proposals,
             barriers=self.barriers,
-            lessee=Lessee(self.random.getrandbits(62)),
+            lessee=self.lessee,
             listeners=self.listeners,
             send_snapshot=self._send_snapshot,
             membership_applied=self._membership_applied,
@@ -171,6 +200,9 @@ class Process:
             self.replica, snapshot.index, snapshot.term, self._results, self.driver._apply_membership
         )
         applier.process = self
+        face = Face(self)
+        self.hub = WatchHub(face)
+        self.store = Store(face, self.hub)
 
     def _randomness(self) -> Random:
         return Random(self.random.getrandbits(64))  # noqa: S311  # a function of the seed
@@ -249,6 +281,8 @@ class Process:
             self.host.cut_power("in the middle of a call")
         except CorruptionError as exc:
             self.host.lose_disk(exc)
+        except UpgradeRequiredError:
+            self.host.upgrade()
         except StorageError as exc:
             self.host.fail(exc)
         finally:
