@@ -7,13 +7,26 @@ notices it, and which options make that likely. :func:`planted` has one in the c
     with planted("vote-twice"):
         assert find("vote-twice", range(50)) is not None
 
-Those of consensus are in ``protocol``, those of the log, snapshots and the disk in ``storage``, those of what is
-replicated in ``machine``.
+Those of consensus are in ``elections``, ``replication``, ``reads`` and ``membership``, those of the log on disk and of
+snapshot files in ``storage``, those of what is replicated in ``machine``, those of who keeps time for it in ``leases``.
 """
 
 from __future__ import annotations
 
-from replikv.testing.simulator.planted import machine, protocol, storage
+from replikv.testing.simulator.planted import elections, leases, machine, membership, reads, replication, storage
 from replikv.testing.simulator.planted.catalogue import CATALOGUE, Bug, bug, find, planted
 
-__all__ = ["CATALOGUE", "Bug", "bug", "find", "machine", "planted", "protocol", "storage"]
+__all__ = [
+    "CATALOGUE",
+    "Bug",
+    "bug",
+    "elections",
+    "find",
+    "leases",
+    "machine",
+    "membership",
+    "planted",
+    "reads",
+    "replication",
+    "storage",
+]

@@ -1,6 +1,6 @@
 """Bugs of what is replicated: the map, its history, transactions, sessions, snapshots of them."""
 
-# ruff: noqa: ARG001, ARG005 - a function in the place of another takes what that takes
+# ruff: noqa: ARG005 - a function in the place of another takes what that takes
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from replikv.machine import history, keyspace, keyvalue, transactions
+from replikv.machine import keyspace, keyvalue, transactions
 from replikv.machine.envelope import Status
 from replikv.machine.keyspace import Changes, Keyspace
 from replikv.machine.keyvalue import KeyValue
@@ -17,6 +17,7 @@ from replikv.machine.record import Record, mod_revision_of
 from replikv.machine.replica import Replica, Restorer
 from replikv.machine.sessions import Sessions
 from replikv.peer.applier import Applier
+from replikv.store.selection import Selection
 from replikv.testing.simulator.patching import Patch
 from replikv.testing.simulator.planted.catalogue import bug
 
@@ -111,17 +112,6 @@ def forget_the_limits_in_a_snapshot(patch: Patch) -> None:
     right = patch.set(Restorer, "finish", wrong)
 
 
-@bug(seeds=60, snapshot_log_entries=8, trailing_entries=1, crashes=0.3)
-def lose_what_is_attached_to_leases_in_a_snapshot(patch: Patch) -> None:
-    """Whoever is restored from a snapshot has keys that end with no lease (etcd#20273 is of the like)."""
-
-    def wrong(value: bytes | None, create: int, mod: int, version: int, lease: int) -> Record:
-        record: Record = right(value, create, mod, version, 0)
-        return record
-
-    right = patch.set(history, "pack_record", wrong)
-
-
 @bug(clients=8, think_s=0.1)
 def set_whatever_is_compared(patch: Patch) -> None:
     """A compare-and-set does not compare."""
@@ -205,3 +195,9 @@ def keep_the_mark_of_a_creation(patch: Patch) -> None:
         return record
 
     right = patch.set(keyspace, "pack_record", wrong)
+
+
+@bug(watchers=4)
+def tell_a_watch_of_other_kinds(patch: Patch) -> None:
+    """A watch is told of changes that it has not asked for."""
+    patch.set(Selection, "takes", lambda self, record: True)
