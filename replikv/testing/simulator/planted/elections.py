@@ -94,13 +94,23 @@ def elect_by_one_vote(patch: Patch) -> None:
     patch.set(progress, "joint_vote_result", wrong)
 
 
-@bug()
+@bug(depositions=0.5, partitions=0.5, loss=0.1, clients=8, think_s=0.1, peers=5)
 def vote_for_any_log(patch: Patch) -> None:
     """Anybody's log is good enough to be elected (5.4.1)."""
     patch.set(RaftLog, "is_up_to_date", lambda self, index, term: True)
 
 
-@bug(depositions=0.5, peers=5, spares=0, election_heartbeats=5, late=0.1, reorder=True)
+@bug(
+    seeds=60,
+    peers=5,
+    spares=0,
+    heartbeat_s=0.05,
+    election_heartbeats=5,
+    loss=0.3,
+    duplication=0.5,
+    late=0.3,
+    depositions=0.5,
+)
 def count_a_stale_vote(patch: Patch) -> None:
     """An answer that a voter gave in an older term counts in this one (little-raft#44)."""
 

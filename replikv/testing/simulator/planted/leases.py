@@ -12,7 +12,7 @@ from replikv.machine.replica import Replica
 from replikv.peer.lessor import Lessor
 from replikv.peer.protocol import LeaseQuestions
 from replikv.testing.simulator.patching import Patch
-from replikv.testing.simulator.planted.catalogue import bug
+from replikv.testing.simulator.planted.catalogue import CALM, bug
 
 __all__: list[str] = []
 
@@ -31,22 +31,26 @@ def end_leases_with_their_leader(patch: Patch) -> None:
     right = patch.set(Lessor, "_note_new", wrong)
 
 
-@bug(stalls=0.5, holders=4, lease_ttl_s=1.0)
-def end_leases_after_a_stall(patch: Patch) -> None:
-    """A leader that stood still ends what is due, though it could hear of nobody meanwhile (etcd#12528)."""
+@bug(transfers=1, depositions=0.3, holders=4, lease_ttl_s=1.0)
+def end_leases_by_what_was_known_before(patch: Patch) -> None:
+    """Whoever leads again, or was stalled, goes by the deadlines that it had before (etcd#12528, #15247)."""
+
+    def begin_anew(self: Lessor) -> None:
+        known = {name: vars(self)[name] for name in ("_deadlines", "_heap", "_newest") if name in vars(self)}
+        right(self)
+        vars(self).update(known)
 
     def wrong(self: Lessor, replica: Replica, stall_s: float, first_context: int) -> None:
-        right(self, replica, math.inf, first_context)
+        make(self, replica, math.inf, first_context)
 
-    def tick(self: Lessor, now: float, *, may_end: bool) -> None:
-        self._confirmed_at = math.inf
-        tock(self, now, may_end=may_end)
-
-    right = patch.set(Lessor, "__init__", wrong)
-    tock = patch.set(Lessor, "tick", tick)
+    right = patch.set(Lessor, "begin_anew", begin_anew)
+    make = patch.set(Lessor, "__init__", wrong)
 
 
-@bug(depositions=0.5, holders=4, lease_ttl_s=1.0)
+@bug(
+    CALM
+    | {"peers": 3, "depositions": 0.5, "holders": 8, "lease_ttl_s": 1.0, "heartbeat_s": 0.1, "election_heartbeats": 10}
+)
 def keep_leases_alive_without_asking(patch: Patch) -> None:
     """A leader that is deposed tells holders that their leases go on (etcd#15247)."""
 
