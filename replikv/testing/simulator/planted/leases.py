@@ -36,9 +36,11 @@ def end_leases_by_what_was_known_before(patch: Patch) -> None:
     """Whoever leads again, or was stalled, goes by the deadlines that it had before (etcd#12528, #15247)."""
 
     def begin_anew(self: Lessor) -> None:
-        known = {name: vars(self)[name] for name in ("_deadlines", "_heap", "_newest") if name in vars(self)}
+        known: dict[str, object] = {
+            name: vars(self)[name] for name in ("_deadlines", "_heap", "_newest") if name in vars(self)
+        }
         right(self)
-        vars(self).update(known)
+        self.__dict__.update(known)
 
     def wrong(self: Lessor, replica: Replica, stall_s: float, first_context: int) -> None:
         make(self, replica, math.inf, first_context)
