@@ -213,10 +213,18 @@ class Chaos:
 
     def _stall(self) -> None:
         process = self._some()
-        if process is not None:
-            # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
-            process.host.stalled_until = max(process.host.stalled_until, self.simulation.now + self._seconds())
-            self.simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
+        if process is None:
+            return
+        simulation = self.simulation
+        # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
+        process.host.stalled_until = max(process.host.stalled_until, simulation.now + self._seconds())
+        simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
+        if self.random.random() < 0.3:
+            # It goes on where nobody can tell it what has changed.
+            seconds = process.host.stalled_until - simulation.now + self.random.uniform(0.1, 1.5)
+            others = [node_id for node_id in simulation.hosts if node_id != process.node_id]
+            links = [link for other in others for link in ((process.node_id, other), (other, process.node_id))]
+            simulation.network.part(links, seconds, f"{process.node_id} stalled and cut off")
 
     def _leap(self) -> None:
         process = self._some()

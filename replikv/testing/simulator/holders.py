@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Holder"]
 
 _EXPECTED: Final = (UnavailableError, OutcomeUnknownError, LeaseExpiredError, QuotaExceededError)
+_LOOK_S: Final = 0.05
+"""How often those who wait for a lock look whether it is free."""
 _KEYS: Final = 4
 """Holders attach, and detach, the same few keys."""
 
@@ -50,7 +52,9 @@ class Holder:
         if not processes:
             simulation.after(0.5, self._begin)
         elif not simulation.chaos.over:
-            process = self.random.choice(processes)
+            leader = simulation.operator.leader()
+            # A leader that is deposed is told so later than anybody else by its own tasks.
+            process = leader if leader is not None and self.random.random() < 0.3 else self.random.choice(processes)
             self._errand = errand = Errand(simulation.loop, self._hold(process), self._done, process.later)
             process.ended.append(lambda: self._left_alone(errand))
             process.later(0.0, errand.start)
@@ -169,13 +173,16 @@ class Holder:
         self._number += 1
         me = f"{self.name}-{self._number}"
         while goes_on():
+            if lock in store:  # as far as this replica knows
+                await self._wait(tenure, _LOOK_S)
+                continue
             taken = await store.txn([Compare.version(lock, "==", 0)], [Put(lock, me, lease=tenure.lease)])
             if taken and tenure.believed():
                 token = taken.revision
                 self._tenures.acquired(lock, tenure, token)
                 await self._use(lock, token, tenure, goes_on)
                 return
-            await self._wait(tenure, random.uniform(0.05, 0.5))
+            await self._wait(tenure, random.uniform(0.02, 0.2))
 
     async def _use(self, lock: str, token: int, tenure: Tenure, goes_on: Callable[[], bool]) -> None:
         """What is done under a lock names the token."""

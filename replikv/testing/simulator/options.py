@@ -174,7 +174,7 @@ class Options:
             changes=maybe(0.1, 0.5),
             transfers=maybe(0.05, 0.2),
             snapshots=maybe(0.05, 0.3, 0.3),
-            holders=random.choice([0, 1, 3, 3]),
+            holders=random.choice([0, 1, 1, 3]),
             locks=random.choice([1, 1, 2]),
             lease_ttl_s=random.choice([1.0, 2.0, 4.0]),
             clock_jumps=maybe(0.03, 0.15, 0.3),

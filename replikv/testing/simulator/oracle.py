@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from replikv.errors import CompactedError
 from replikv.machine.commands import REVOKE, Operation
-from replikv.machine.envelope import HEADER, HEADER_BYTES
+from replikv.machine.envelope import HEADER, HEADER_BYTES, Status
 from replikv.machine.keyspace import Changes
 from replikv.machine.record import HEAD
 from replikv.raft.entries import Entry, SnapshotMetadata
@@ -179,6 +179,8 @@ class Oracle:
                 continue
             self._position = position
             _, kind, _, session, sequence, _ = HEADER.unpack_from(command)
+            if result[0] == Status.UNKNOWN_SESSION:
+                self.simulation.counts["commands of evicted sessions"] += 1
             if kind != _MAP or result[0] != 0:
                 continue
             if command[HEADER_BYTES] == _REVOKE:
