@@ -127,11 +127,11 @@ class Holder:
         tenure.expires = max(tenure.expires, sent + ttl_ms / 1000 * (1 - MARGIN))
 
     async def _wait(self, tenure: Tenure, seconds: float) -> None:
-        """Some time passes, and the lease is kept alive meanwhile."""
+        """Some time passes, and the lease is kept alive meanwhile; not when all is calm, where leases are to end."""
         clock, loop = tenure.process.host.time, self.simulation.loop
         until = clock() + seconds
         period = tenure.ttl_s / RENEWALS
-        while (now := clock()) < until:
+        while (now := clock()) < until and not self.simulation.chaos.over:
             due = tenure.expires - tenure.ttl_s * (1 - MARGIN) + period
             if now >= due:
                 await self._renew_if_possible(tenure)
