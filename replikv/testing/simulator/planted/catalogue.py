@@ -35,7 +35,7 @@ CALM: Final[dict[str, object]] = dict.fromkeys(sorted(set().union(*FAULT_GROUPS)
 
 
 def bug(
-    options: dict[str, object] | None = None, /, *, seeds: int = 30, **others: object
+    options: dict[str, object] | None = None, /, *, seeds: int = 20, **others: object
 ) -> Callable[[Callable[[Patch], None]], Callable[[Patch], None]]:
     """Enter a function in the catalogue, under its name with hyphens; its docstring says what is wrong."""
 

@@ -42,7 +42,7 @@ def acknowledge_before_sync(patch: Patch) -> None:
     right = patch.set(Raft, "send", wrong)
 
 
-@bug()
+@bug(seeds=30)
 def vote_twice(patch: Patch) -> None:
     """A vote is forgotten as soon as somebody else asks (5.2; akka-raft#56)."""
 
@@ -94,7 +94,7 @@ def elect_by_one_vote(patch: Patch) -> None:
     patch.set(progress, "joint_vote_result", wrong)
 
 
-@bug(depositions=0.5, partitions=0.5, loss=0.1, clients=8, think_s=0.1, peers=5)
+@bug(seeds=30, depositions=0.5, partitions=0.5, loss=0.1, clients=8, think_s=0.1, peers=5)
 def vote_for_any_log(patch: Patch) -> None:
     """Anybody's log is good enough to be elected (5.4.1)."""
     patch.set(RaftLog, "is_up_to_date", lambda self, index, term: True)
@@ -187,7 +187,7 @@ def lead_on_without_a_quorum(patch: Patch) -> None:
     patch.set(leader, "_still_leading", lambda raft: raft.tracker.membership.is_voter(raft.id))
 
 
-@bug(CALM | {"peers": 3, "spares": 0, "transfers": 0.5, "loss": 0.3})
+@bug(CALM | {"peers": 3, "spares": 0, "transfers": 0.5, "loss": 0.3}, seeds=30)
 def ignore_leaders_of_older_terms(patch: Patch) -> None:
     """A leader of an older term is not told the newer one: whoever knows that follows nobody (canonical/raft#279)."""
     patch.set(Raft, "_take_term", _take_no_older_term)

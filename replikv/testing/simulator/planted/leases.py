@@ -51,7 +51,8 @@ def end_leases_by_what_was_known_before(patch: Patch) -> None:
 
 @bug(
     CALM
-    | {"peers": 3, "depositions": 0.5, "holders": 8, "lease_ttl_s": 1.0, "heartbeat_s": 0.1, "election_heartbeats": 10}
+    | {"peers": 3, "depositions": 0.5, "holders": 8, "lease_ttl_s": 1.0, "heartbeat_s": 0.1, "election_heartbeats": 10},
+    seeds=40,
 )
 def keep_leases_alive_without_asking(patch: Patch) -> None:
     """A leader that is deposed tells holders that their leases go on (etcd#15247)."""
@@ -65,7 +66,7 @@ def keep_leases_alive_without_asking(patch: Patch) -> None:
     right = patch.set(Lessor, "take", wrong)
 
 
-@bug(seeds=60, snapshot_log_entries=8, trailing_entries=1, crashes=0.3, holders=4)
+@bug(snapshot_log_entries=8, trailing_entries=1, crashes=0.3, holders=4)
 def lose_what_is_attached_to_leases_in_a_snapshot(patch: Patch) -> None:
     """Whoever is restored from a snapshot has keys that end with no lease."""
 

@@ -57,7 +57,7 @@ def apply_a_retry_twice(patch: Patch) -> None:
     right = patch.set(Sessions, "answer", wrong)
 
 
-@bug(seeds=60, history_revisions=10, snapshot_log_entries=8, clients=8, think_s=0.1)
+@bug(history_revisions=10, snapshot_log_entries=8, clients=8, think_s=0.1)
 def answer_by_what_is_pinned_here(patch: Patch) -> None:
     """What a command does depends on what the own process has not freed yet."""
 
@@ -84,7 +84,7 @@ def evict_sessions_by_the_local_clock(patch: Patch) -> None:
     right = patch.set(Sessions, "register", wrong)
 
 
-@bug(apply_look_s=0.0004, snapshot_log_entries=8, clients=8, think_s=0.1, crashes=0.3)
+@bug(seeds=30, apply_look_s=0.0004, snapshot_log_entries=8, clients=8, think_s=0.1, crashes=0.3)
 def take_a_snapshot_within_an_entry(patch: Patch) -> None:
     """The state of a snapshot and the index that it is told to be of do not belong together (etcd#13766)."""
     patch.set(Applier, "at_boundary", property(lambda self: True))

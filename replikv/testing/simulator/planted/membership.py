@@ -19,19 +19,19 @@ from replikv.testing.simulator.planted.catalogue import bug
 __all__: list[str] = []
 
 
-@bug(seeds=60, changes=0.8, partitions=0.3, spares=2, peers=4, bit_flips=0)
+@bug(seeds=30, changes=0.8, partitions=0.3, spares=2, peers=4, bit_flips=0)
 def count_one_majority_in_a_joint_change(patch: Patch) -> None:
     """Commits in a joint configuration forget the outgoing voters (thesis 4.3)."""
     patch.set(progress, "joint_committed_index", lambda voters, outgoing, match: committed_index(voters, match))
 
 
-@bug(seeds=60, depositions=0.5, changes=0.8, spares=2, peers=4)
+@bug(depositions=0.5, changes=0.8, spares=2, peers=4)
 def forget_the_outgoing_voters_in_elections(patch: Patch) -> None:
     """Whoever has the votes of the new half of a joint configuration has won (thesis 4.3)."""
     patch.set(progress, "joint_vote_result", lambda voters, outgoing, votes: vote_result(voters, votes))
 
 
-@bug(changes=1, spares=2, crashes=0.5, snapshot_log_entries=8, peers=5, bit_flips=0)
+@bug(seeds=30, changes=1, spares=2, crashes=0.5, snapshot_log_entries=8, peers=5, bit_flips=0)
 def forget_the_outgoing_voters_at_restart(patch: Patch) -> None:
     """A peer that starts from a snapshot taken in a joint configuration knows the new half of it only."""
 
@@ -48,7 +48,7 @@ def forget_the_outgoing_voters_at_restart(patch: Patch) -> None:
     right = patch.set(MemoryStorage, "initial_state", wrong)
 
 
-@bug(seeds=60, changes=0.8, spares=2, bit_flips=0)
+@bug(changes=0.8, spares=2, bit_flips=0)
 def let_a_learners_ack_count(patch: Patch) -> None:
     """Whoever gets the log counts for its majority."""
 
@@ -65,7 +65,7 @@ def let_a_second_change_in(patch: Patch) -> None:
     patch.set(reconfiguration, "check", lambda raft, change: None)
 
 
-@bug(seeds=60, changes=4, spares=2, peers=5, depositions=0.5, write_s=0.05, bit_flips=0)
+@bug(changes=4, spares=2, peers=5, depositions=0.5, write_s=0.05, bit_flips=0)
 def change_before_the_first_commit_of_the_term(patch: Patch) -> None:
     """A new leader takes a change without knowing whether its log has one already (raft-dev, 2015; copycat#23)."""
 
@@ -91,7 +91,7 @@ def change_several_voters_at_once(patch: Patch) -> None:
     right = patch.set(changer, "apply_change", wrong)
 
 
-@bug(changes=1.5, transfers=2, spares=2, peers=5, write_s=0.05, delay_s=0.02, bit_flips=0)
+@bug(seeds=30, changes=1.5, transfers=2, spares=2, peers=5, write_s=0.05, delay_s=0.02, bit_flips=0)
 def leave_a_joint_configuration_at_once_or_never(patch: Patch) -> None:
     """Nobody leaves it but who leads when it is entered, and has no transfer under way (etcd#12136)."""
 
@@ -102,7 +102,7 @@ def leave_a_joint_configuration_at_once_or_never(patch: Patch) -> None:
     right = patch.set(reconfiguration, "leave_if_due", wrong)
 
 
-@bug(changes=0.8, spares=2, bit_flips=0)
+@bug(seeds=30, changes=0.8, spares=2, bit_flips=0)
 def keep_counting_who_was_removed(patch: Patch) -> None:
     """A removed voter stays one for those who count (thesis 4.2)."""
 

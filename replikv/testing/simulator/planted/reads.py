@@ -16,7 +16,7 @@ from replikv.testing.simulator.planted.catalogue import CALM, bug
 __all__: list[str] = []
 
 
-@bug(seeds=100, clients=8, think_s=0.1, crashes=0.5, partitions=0.5)
+@bug(seeds=40, clients=8, think_s=0.1, crashes=0.5, partitions=0.5)
 def answer_reads_before_the_first_commit(patch: Patch) -> None:
     """A new leader does not wait for an entry of its own term (thesis 6.4, step 1; etcd#7331)."""
     patch.set(replication, "committed_in_own_term", lambda raft: True)
@@ -44,7 +44,10 @@ def answer_reads_at_the_index_of_their_answer(patch: Patch) -> None:
     patch.set(Raft, "read_index", wrong)
 
 
-@bug(CALM | {"peers": 3, "depositions": 0.3, "late": 0.3, "drift": 0.3, "reads": 0.9, "clients": 8, "think_s": 0.1})
+@bug(
+    CALM | {"peers": 3, "depositions": 0.3, "late": 0.3, "drift": 0.3, "reads": 0.9, "clients": 8, "think_s": 0.1},
+    seeds=60,
+)
 def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
     """The answer to any heartbeat confirms all reads (etcd's TestReadOnlyDuplicateRequest)."""
 
@@ -54,7 +57,19 @@ def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
     right = patch.set(reading, "acknowledge", wrong)
 
 
-@bug(peers=5, spares=0, partitions=1, reads=0.9, clients=8, think_s=0.1)
+@bug(
+    CALM
+    | {
+        "peers": 5,
+        "partitions": 1.5,
+        "heartbeat_s": 0.1,
+        "election_heartbeats": 10,
+        "reads": 0.9,
+        "clients": 8,
+        "think_s": 0.1,
+    },
+    seeds=40,
+)
 def confirm_reads_by_one_answer(patch: Patch) -> None:
     """Whoever is answered by anybody takes himself for the leader (thesis 6.4, step 3)."""
 

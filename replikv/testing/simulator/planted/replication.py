@@ -28,7 +28,7 @@ from replikv.testing.simulator.planted.catalogue import bug
 __all__: list[str] = []
 
 
-@bug(seeds=100, peers=5, clients=8, think_s=0.1, partitions=1.5, crashes=0.5, message_bytes_max=100, bit_flips=0)
+@bug(seeds=40, peers=5, clients=8, think_s=0.1, partitions=1.5, crashes=0.5, message_bytes_max=100, bit_flips=0)
 def commit_earlier_terms_by_counting(patch: Patch) -> None:
     """A leader commits entries of earlier terms as soon as a majority has them (paper, figure 8; logcabin#44)."""
 
@@ -42,7 +42,7 @@ def commit_earlier_terms_by_counting(patch: Patch) -> None:
     patch.set(replication, "maybe_commit", wrong)
 
 
-@bug(peers=3, partitions=1, clients=8, think_s=0.1, reorder=True)
+@bug(seeds=30, peers=3, partitions=1, clients=8, think_s=0.1, reorder=True)
 def skip_the_log_matching_check(patch: Patch) -> None:
     """A follower takes entries without looking at the term before them (5.3)."""
 
@@ -79,7 +79,7 @@ def truncate_on_a_reordered_append(patch: Patch) -> None:
     right = patch.set(RaftLog, "maybe_append", wrong)
 
 
-@bug(depositions=0.5, clients=8, think_s=0.1)
+@bug(seeds=30, depositions=0.5, clients=8, think_s=0.1)
 def append_after_step_down(patch: Patch) -> None:
     """What a leader was asked for is appended a moment later, whether it leads by then or not (camunda#5360)."""
     waiting: dict[Raft, list[tuple[bytes, EntryKind]]] = {}
@@ -235,6 +235,7 @@ def send_what_is_left_of_a_purged_log(patch: Patch) -> None:
 
 
 @bug(
+    seeds=30,
     snapshot_log_entries=8,
     trailing_entries=1,
     depositions=0.5,

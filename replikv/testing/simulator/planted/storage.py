@@ -34,7 +34,7 @@ def skip_the_sync_of_the_log(patch: Patch) -> None:
     patch.set(wal_module, "sync", lambda file: None)
 
 
-@bug(seeds=60, segment_bytes=2048, crashes=0.8, snapshot_log_entries=8)
+@bug(seeds=30, segment_bytes=2048, crashes=0.8, snapshot_log_entries=8)
 def skip_a_directory_sync(patch: Patch) -> None:
     """Names of new segments and snapshots are not made durable."""
     patch.set(SimulatedDisk, "sync_directory", lambda self, path: None)
@@ -99,7 +99,9 @@ def refuse_a_torn_tail(patch: Patch) -> None:
     patch.set(recovery, "judge_tail", wrong)
 
 
-@bug(bit_flips=1, peers=5, changes=0, segment_bytes=2048, snapshot_log_entries=100000, clients=8, think_s=0.05)
+@bug(
+    seeds=30, bit_flips=1, peers=5, changes=0, segment_bytes=2048, snapshot_log_entries=100000, clients=8, think_s=0.05
+)
 def take_damage_for_a_torn_tail(patch: Patch) -> None:
     """A frame that was synced and reads otherwise is cut off, with all that follows it (pebble#453)."""
 
@@ -109,7 +111,7 @@ def take_damage_for_a_torn_tail(patch: Patch) -> None:
     patch.set(recovery, "judge_tail", wrong)
 
 
-@bug(cuts_in_writes=0.8, clients=8, think_s=0.1)
+@bug(seeds=30, cuts_in_writes=0.8, clients=8, think_s=0.1)
 def write_the_hard_state_apart(patch: Patch) -> None:
     """The hard state is written and synced before the entries that it speaks of."""
 
@@ -155,7 +157,7 @@ def rename_a_snapshot_before_it_is_synced(patch: Patch) -> None:
     right = patch.set(ChunkFileWriter, "finish", wrong)
 
 
-@bug(snapshot_log_entries=8, cuts_in_writes=3, clients=8, think_s=0.05)
+@bug(seeds=30, snapshot_log_entries=8, cuts_in_writes=3, clients=8, think_s=0.05)
 def remove_the_old_snapshot_first(patch: Patch) -> None:
     """The old snapshots are removed before the new one has its name."""
 
@@ -167,7 +169,16 @@ def remove_the_old_snapshot_first(patch: Patch) -> None:
     right = patch.set(Snapshotter, "_publish", wrong)
 
 
-@bug(snapshot_log_entries=8, trailing_entries=1, crashes=1.5, partitions=0.5, write_s=0.5, clients=8, think_s=0.1)
+@bug(
+    seeds=60,
+    snapshot_log_entries=8,
+    trailing_entries=1,
+    crashes=1.5,
+    partitions=0.5,
+    write_s=0.5,
+    clients=8,
+    think_s=0.1,
+)
 def go_on_with_a_log_that_the_snapshot_contradicts(patch: Patch) -> None:
     """A log that ends before the newest snapshot is gone on with, as if it did not (hashicorp#85, ratis-2507)."""
     patch.set(disk_module, "assemble", lambda *arguments: assemble(*arguments)._replace(agrees=True))
