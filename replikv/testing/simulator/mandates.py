@@ -70,7 +70,7 @@ class Mandates(Invariants):
         if not membership.is_voter(raft.id) or not _majority(membership, hearing):
             _broken(
                 "heard by a majority",
-                f"{raft.id} leads term {raft.term} of {sorted(membership.voters)} since tick {since}, is at {ticks},"
+                f"{raft.id} leads term {raft.term} of {raft.tracker.voters()} since tick {since}, is at {ticks},"
                 f" and has heard {sorted(hearing)} since {lately}",
             )
 
@@ -87,8 +87,7 @@ class Mandates(Invariants):
         if not any(_majority(membership, yes) for membership in (raft.membership, *known)):
             _broken(
                 invariant,
-                f"{raft.id} stands for term {term} of {sorted(raft.membership.voters)}, and only {sorted(yes)} have"
-                " told it yes",
+                f"{raft.id} stands for term {term} of {raft.tracker.voters()}, and only {sorted(yes)} have told it yes",
             )
 
 

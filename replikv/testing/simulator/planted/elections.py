@@ -123,7 +123,7 @@ def count_a_stale_vote(patch: Patch) -> None:
     right = patch.set(Raft, "_take_term", wrong)
 
 
-@bug(write_s=0.5, crashes=1.5, partitions=0.5, clients=8, think_s=0.1)
+@bug(peers=5, spares=0, heartbeat_s=0.05, election_heartbeats=5, loss=0.3, duplication=0.5, late=0.3, depositions=0.5)
 def count_a_stale_pre_vote(patch: Patch) -> None:
     """What a node was told before an earlier campaign lets it begin the next one (etcd)."""
 

@@ -42,7 +42,7 @@ def commit_earlier_terms_by_counting(patch: Patch) -> None:
     patch.set(replication, "maybe_commit", wrong)
 
 
-@bug(seeds=30, peers=3, partitions=1, clients=8, think_s=0.1, reorder=True)
+@bug(seeds=60, peers=3, partitions=1, depositions=0.5, clients=8, think_s=0.1, reorder=True)
 def skip_the_log_matching_check(patch: Patch) -> None:
     """A follower takes entries without looking at the term before them (5.3)."""
 

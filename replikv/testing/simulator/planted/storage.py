@@ -10,10 +10,8 @@ from typing import Any
 from replikv.peer.driver import Driver
 from replikv.raft.entries import HardState, SnapshotMetadata
 from replikv.raft.stable import Write
-from replikv.storage import disk as disk_module
 from replikv.storage import recovery, snapshotter
 from replikv.storage import wal as wal_module
-from replikv.storage.assembly import assemble
 from replikv.storage.base import SnapshotWriter, StorageFullError
 from replikv.storage.chunkfile import ChunkFileWriter
 from replikv.storage.disk import DiskStorage
@@ -155,33 +153,6 @@ def rename_a_snapshot_before_it_is_synced(patch: Patch) -> None:
             right(self, extra)
 
     right = patch.set(ChunkFileWriter, "finish", wrong)
-
-
-@bug(seeds=30, snapshot_log_entries=8, cuts_in_writes=3, clients=8, think_s=0.05)
-def remove_the_old_snapshot_first(patch: Patch) -> None:
-    """The old snapshots are removed before the new one has its name."""
-
-    def wrong(self: Snapshotter, temporary: Path, metadata: SnapshotMetadata) -> None:
-        for path in self._paths():
-            self._filesystem.unlink(path)
-        right(self, temporary, metadata)
-
-    right = patch.set(Snapshotter, "_publish", wrong)
-
-
-@bug(
-    seeds=60,
-    snapshot_log_entries=8,
-    trailing_entries=1,
-    crashes=1.5,
-    partitions=0.5,
-    write_s=0.5,
-    clients=8,
-    think_s=0.1,
-)
-def go_on_with_a_log_that_the_snapshot_contradicts(patch: Patch) -> None:
-    """A log that ends before the newest snapshot is gone on with, as if it did not (hashicorp#85, ratis-2507)."""
-    patch.set(disk_module, "assemble", lambda *arguments: assemble(*arguments)._replace(agrees=True))
 
 
 @bug(full_disks=0.5, segment_bytes=2048, clients=8, think_s=0.1, crashes=0, cuts_in_writes=0)
