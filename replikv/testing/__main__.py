@@ -214,7 +214,8 @@ def _tell_summary(
         f" {simulated_s / max(elapsed_s, 0.001):.0f} times real time\n"
     )
     for group, names in _grouped(counts).items():
-        write(f"{group}\n")
+        if names:
+            write(f"{group}\n")
         for name in names:
             write(f"  {counts[name]:>12,} {name.removeprefix(_OPERATION)}\n")
 

@@ -74,6 +74,22 @@ def test_what_had_ended_is_not_kept_alive(simulation: Simulation, tenures: Tenur
         tenures.promised(1, 4.0, simulation.now + 0.1)
 
 
+def test_a_holder_that_believes_too_long_is_noticed(simulation: Simulation, tenures: Tenures) -> None:
+    """Whether the leader ends the lease while he counts on it, or he counts on it after that."""
+    tenures.believed(tenure(simulation, 0, 1, 0.1))
+    tenures.ended(1, by_leader=False)
+    late = tenure(simulation, 0, 2, 0.1)
+    tenures.believed(late)
+    simulation.now += 0.1 / (1 - DRIFT)
+    tenures.ended(2, by_leader=True)
+    late.expires += 0.1
+    with pytest.raises(BrokenInvariantError, match="holders stop in time: n"):
+        tenures.believed(late)
+    tenures.believed(tenure(simulation, 1, 3, 0.1))
+    with pytest.raises(BrokenInvariantError, match="holders stop in time: n"):
+        tenures.ended(3, by_leader=True)
+
+
 def test_one_holder_follows_the_other(simulation: Simulation, tenures: Tenures) -> None:
     """When the first has let go, his time is up on his own clock, or his process has ended."""
     first, second, third = (tenure(simulation, place, place, 4.0) for place in range(3))

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Holder"]
 
 _EXPECTED: Final = (UnavailableError, OutcomeUnknownError, LeaseExpiredError, QuotaExceededError)
+_NAP_S: Final = 1.0
+"""How long nobody looks up, at most: whether the faults have ended."""
 _LOOK_S: Final = 0.05
 """How often those who wait for a lock look whether it is free."""
 _KEYS: Final = 4
@@ -42,6 +44,8 @@ class Holder:
         self.random = Random(f"{name} of {simulation.options.seed}")  # noqa: S311  # a function of the seed
         self._tenures = simulation.tenures
         self._number = 0
+        self._period = 1 / RENEWALS
+        """Which part of its time a lease is kept alive after."""
         self._errand: Errand | None = None
         self._tenure: Tenure | None = None
         simulation.after(self.random.random(), self._begin)
@@ -93,7 +97,7 @@ class Holder:
         def goes_on() -> bool:
             return simulation.now < until and not simulation.chaos.over
 
-        if random.random() < 0.6:
+        if random.random() < 0.7:
             await self._lock(tenure, goes_on)
         else:
             await self._attach(tenure, goes_on)
@@ -104,11 +108,14 @@ class Holder:
     async def _grant(self, process: Process) -> Tenure:
         simulation, clock = self.simulation, process.host.time
         ttl_s = simulation.options.lease_ttl_s * self.random.choice((1.0, 1.0, 1.5))
+        # Some ask when their time is about up, and the leader may be about to end it.
+        self._period = 1 / RENEWALS if self.random.random() < 0.8 else self.random.uniform(0.9, 1.2)
         asked, sent = simulation.now, clock()
         lease = await process.store.grant_lease(ttl_s)
         simulation.tell(f"{self.name} at {process.node_id} has lease {lease} of {ttl_s} s")
         self._tenures.promised(lease, ttl_s, asked)
         tenure = Tenure(process, lease, ttl_s, sent + ttl_s * (1 - MARGIN))
+        self._tenures.believed(tenure)
         if clock() - sent > ttl_s / 2:
             await self._renew(tenure)
         return tenure
@@ -125,18 +132,19 @@ class Holder:
             tenure.over = True  # whoever was told that his time was up does not take it back
             raise LeaseExpiredError(f"lease {tenure.lease} was not kept alive in time")
         tenure.expires = max(tenure.expires, sent + ttl_ms / 1000 * (1 - MARGIN))
+        self._tenures.believed(tenure)
 
     async def _wait(self, tenure: Tenure, seconds: float) -> None:
         """Some time passes, and the lease is kept alive meanwhile; not when all is calm, where leases are to end."""
         clock, loop = tenure.process.host.time, self.simulation.loop
         until = clock() + seconds
-        period = tenure.ttl_s / RENEWALS
+        period = tenure.ttl_s * self._period
         while (now := clock()) < until and not self.simulation.chaos.over:
             due = tenure.expires - tenure.ttl_s * (1 - MARGIN) + period
             if now >= due:
                 await self._renew_if_possible(tenure)
                 due = now + period
-            await loop.sleep(max(min(until, due) - clock(), 0.01))
+            await loop.sleep(min(max(min(until, due) - clock(), 0.01), _NAP_S))
 
     async def _renew_if_possible(self, tenure: Tenure) -> None:
         try:

@@ -176,7 +176,7 @@ class Options:
             snapshots=maybe(0.05, 0.3, 0.3),
             holders=random.choice([0, 1, 1, 3]),
             locks=random.choice([1, 1, 2]),
-            lease_ttl_s=random.choice([1.0, 2.0, 4.0]),
+            lease_ttl_s=random.choice([0.8, 1.5, 3.0]),
             clock_jumps=maybe(0.03, 0.15, 0.3),
             settle=random.choice([0.0, 0.5, 1.0]),
             compactions=maybe(0.005, 0.05, 0.3),
@@ -185,7 +185,7 @@ class Options:
             old_peers=random.random() < 0.25,
             history_bytes_max=random.choice([64 << 20, 64 << 20, 3000, 20_000]),
             history_age_s=random.choice([86_400.0, 86_400.0, 1.0, 5.0]),
-            watch_buffer=random.choice([1024, 16, 2]),
+            watch_buffer=random.choice([1024, 8, 1]),
         )
         return drawn._with_clocks_as_assumed(random.random())
 

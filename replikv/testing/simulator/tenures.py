@@ -4,12 +4,15 @@
 leases last                  nobody but its holder ends a lease before its time is up, counted from when the question
                              was sent that he was told the answer of; on whichever clock, by whichever leader
 ended leases are over        nobody is told that he has a lease that had ended when he asked
-lock exclusivity             of those who hold a lock, by nine tenths of their leases on their own clocks, one does
+holders stop in time         nobody believes to have a lease, by nine tenths of it on his own clock, that a leader has
+                             ended
+lock exclusivity             of those who believe to hold a lock there is one
 tokens grow                  who takes a lock has a greater token than whoever took it before
 fenced writes                what was written under a token comes before what is written under a greater one
 ===========================  ========================================================================================
 
-The third rests on clocks that differ by less than a tenth. The first is computed for the fastest clock there is.
+The third and the fourth rest on clocks that differ by less than a tenth. The first is computed for the fastest clock
+there is.
 """
 
 from __future__ import annotations
@@ -57,6 +60,8 @@ class Tenures:
         self._promised: dict[int, tuple[float, float]] = {}
         # Lease -> (when the first replica had ended it, whether by a leader).
         self._ended: dict[int, tuple[float, bool]] = {}
+        # Lease -> who has it.
+        self._tenures: dict[int, Tenure] = {}
         # Lock -> those who have taken it and may believe to have it; and the greatest token.
         self._holders: dict[str, list[Tenure]] = {}
         self._tokens: dict[str, int] = {}
@@ -82,6 +87,20 @@ class Tenures:
         self.simulation.counts["leases expired" if by_leader else "leases revoked"] += 1
         if by_leader:
             self._check_lasted(lease, now)
+            if lease in self._tenures:
+                self.believed(self._tenures[lease])
+
+    def believed(self, tenure: Tenure) -> None:
+        """A holder counts on a lease, until a moment on his own clock."""
+        self._tenures[tenure.lease] = tenure
+        ended = self._ended.get(tenure.lease)
+        if ended is not None and ended[1] and self._clocks_agree and tenure.believed():
+            broken(
+                "holders stop in time",
+                f"{tenure.process.node_id} believes to have lease {tenure.lease} for"
+                f" {tenure.expires - tenure.process.host.time():.3f} s more on its clock, and it ended at"
+                f" {ended[0]:.3f}",
+            )
 
     def _check_lasted(self, lease: int, ended: float) -> None:
         if lease not in self._promised:

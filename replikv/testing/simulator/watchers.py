@@ -49,7 +49,7 @@ class Watcher:
         self._previous = random.random() < 0.8
         self._progress = random.random() < 0.5
         self._buffer = simulation.options.watch_buffer
-        self._slow = random.choice((0.0, 0.0, 0.05, 0.2))
+        self._slow = random.choice((0.0, 0.0, 0.1, 0.4))
         self._bookmark: int | None = None
         """Everything up to it was told. None before anything was, and when it lies below the history."""
         self._process: Process | None = None
