@@ -25,7 +25,7 @@ def count_one_majority_in_a_joint_change(patch: Patch) -> None:
     patch.set(progress, "joint_committed_index", lambda voters, outgoing, match: committed_index(voters, match))
 
 
-@bug(depositions=0.5, changes=0.8, spares=2, peers=4)
+@bug(seeds=60, depositions=1, changes=2, spares=2, peers=5, write_s=0.05, bit_flips=0)
 def forget_the_outgoing_voters_in_elections(patch: Patch) -> None:
     """Whoever has the votes of the new half of a joint configuration has won (thesis 4.3)."""
     patch.set(progress, "joint_vote_result", lambda voters, outgoing, votes: vote_result(voters, votes))

@@ -68,7 +68,7 @@ def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
         "clients": 8,
         "think_s": 0.1,
     },
-    seeds=40,
+    seeds=60,
 )
 def confirm_reads_by_one_answer(patch: Patch) -> None:
     """Whoever is answered by anybody takes himself for the leader (thesis 6.4, step 3)."""
