@@ -16,10 +16,12 @@ log matching            the same (index, term) is the same entry behind the same
 leader completeness     what was committed before a leader's election is in its log (5.4.2)
 state machine safety    no two nodes apply, or know as committed, different entries at an index (5.4.3)
 linearizable reads      a read sees all that anybody knew to be committed when it was asked for (thesis 6.4)
-monotonic positions     term, commit, applied and membership index never go back while a node runs
+monotonic positions     term, commit, applied and membership index never go back while a node runs, nor does what a
+                        leader believes a member to have
 durable before told     votes, acknowledgements and campaigns rest on what is on the sender's disk (figure 2)
 true acknowledgements   what a leader believes a follower to have, that follower has, on disk
 one configuration       all nodes that have applied the same index have the same membership (thesis 4)
+one change at a time    a leader appends no change of the membership behind one that is not applied (thesis 4.1)
 quorum overlap          majorities of neighbouring configurations meet (thesis 4.1, 4.3)
 voters and learners     are disjoint; whoever campaigns or leads is a voter, or has just ceased to be one
 ======================  =============================================================================================
@@ -35,9 +37,10 @@ from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.core import Raft
-from replikv.raft.entries import NO_NODE, Entry
+from replikv.raft.entries import NO_NODE, Entry, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntriesResponse, Message, RequestVote, RequestVoteResponse
+from replikv.raft.progress import Progress
 from replikv.raft.quorum import VoteResult, joint_vote_result
 from replikv.raft.reads import ReadState
 from replikv.raft.roles import Role
@@ -96,6 +99,8 @@ class Invariants:
         self._reads: dict[tuple[str, int], int] = {}
         # (leader, follower) -> its term, what it believes the follower to have, and the observation that fits.
         self._believed: dict[tuple[str, str], tuple[int, int, _Seen]] = {}
+        # (leader, member) -> its progress, and the highest index that it was seen to have acknowledged.
+        self._matches: dict[tuple[str, str], tuple[Progress, int]] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}
 
@@ -299,6 +304,8 @@ class Invariants:
                 )
             if entry.term < previous_term or entry.term > raft.term:
                 _broken("log matching", f"{raft.id}, of term {raft.term}, has term {entry.term} behind {previous_term}")
+            if entry.kind == EntryKind.MEMBERSHIP and raft.role is Role.LEADER and entry.term == raft.term:
+                _check_change_alone(raft, entry.index)
             known.append(entry.term)
             previous_term = entry.term
         return known
@@ -339,6 +346,14 @@ class Invariants:
             match = progress.match
             if not match < progress.next:
                 _broken("true acknowledgements", f"{leader} sends {node_id} {progress.next}, below what it has")
+            same, before = self._matches.get((leader, node_id), (None, 0))
+            if same is not progress or match > before:
+                self._matches[leader, node_id] = progress, match
+            elif match < before:
+                _broken(
+                    "monotonic positions",
+                    f"what {leader} believes {node_id} to have goes back from {before} to {match}",
+                )
             follower = seen.get(node_id)
             if match == 0 or follower is None or follower.term != term:
                 continue
@@ -370,6 +385,18 @@ class Invariants:
             if not majorities_meet(self._memberships[before], membership):
                 _broken("quorum overlap", f"majorities may part from {index} on: {membership} comes after {before}")
             self._memberships[index] = membership
+
+
+def _check_change_alone(raft: Raft, index: int) -> None:
+    """What was applied when the leader appended it is so still: so nothing is noticed that was right then."""
+    low = max(raft.log.applied + 1, raft.log.first_index())
+    before = raft.log.slice(low, index) if low < index else []
+    pending = [entry.index for entry in before if entry.kind == EntryKind.MEMBERSHIP]
+    if pending:
+        _broken(
+            "one change at a time",
+            f"{raft.id} changes the membership at {index}, and has not applied the change at {pending[0]}",
+        )
 
 
 def majorities_meet(one: Membership, other: Membership) -> bool:

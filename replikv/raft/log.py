@@ -177,7 +177,11 @@ class RaftLog:
         if index <= self.committed:
             return
         if index > self.last_index():
-            raise InternalError(f"commit index {index} is beyond the last index {self.last_index()}: was the log lost?")
+            raise InternalError(
+                f"commit index {index} is beyond the last index {self.last_index()}: the log has lost what it had"
+                " acknowledged, as an older copy of a disk has; remove this peer from the cluster and let it join anew"
+                " with an empty directory"
+            )
         self.committed = index
 
     def maybe_commit(self, index: int, term: int) -> bool:

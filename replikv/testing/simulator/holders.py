@@ -135,7 +135,7 @@ class Holder:
         self._tenures.believed(tenure)
 
     async def _wait(self, tenure: Tenure, seconds: float) -> None:
-        """Some time passes, and the lease is kept alive meanwhile."""
+        """Some time passes, and the lease is kept alive meanwhile; not when all is calm, where leases are to end."""
         clock, loop = tenure.process.host.time, self.simulation.loop
         until = clock() + seconds
         period = tenure.ttl_s * self._period

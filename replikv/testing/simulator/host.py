@@ -33,6 +33,9 @@ _OLD: Final = 0.4
 """How likely a peer is to run an old program at first, if there are any."""
 
 
+_WRITES_AHEAD: Final = 6
+
+
 class Host:
     """One node id. Its disk may be lost and another one put in; then it comes back as another incarnation."""
 
@@ -309,8 +312,11 @@ class Host:
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def cut_power_soon(self) -> None:
-        """In the middle of one of the next calls to the disk."""
-        self.disk.stop(after=self.random.randrange(_CALLS_AHEAD))
+        """In the middle of one of the next calls to the disk: half of the time one of those that may tear a frame."""
+        if self.random.random() < 0.5:
+            self.disk.stop(self.random.choice(("pwrite", "fdatasync")), after=self.random.randrange(_WRITES_AHEAD))
+        else:
+            self.disk.stop(after=self.random.randrange(_CALLS_AHEAD))
 
     def fill_disk(self, seconds: float) -> None:
         """Nothing more fits for a while."""

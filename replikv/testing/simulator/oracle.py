@@ -1,6 +1,6 @@
 """What must hold of a whole cluster at every event: the invariants of the cores, and those of disks, machines, clients.
 
-Those of the cores are in ``replikv/raft/invariants.py``. These come on top:
+Those of the cores are in ``replikv/raft/invariants.py``, those of elections in ``mandates.py``. These come on top:
 
 ===========================  ========================================================================================
 applied in order             a machine gets every committed entry once, in order, none left out
@@ -34,8 +34,8 @@ from replikv.machine.envelope import HEADER, HEADER_BYTES, Status
 from replikv.machine.keyspace import Changes
 from replikv.machine.record import HEAD
 from replikv.raft.entries import Entry, SnapshotMetadata
-from replikv.raft.invariants import Invariants
 from replikv.raft.roles import Role
+from replikv.testing.simulator.mandates import Mandates
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.process import Process
@@ -63,7 +63,7 @@ class Oracle:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
-        self.core = Invariants()
+        self.core = Mandates()
         self.revision = 0
         """The newest revision that any replica has come to."""
         self.changes: dict[int, Changes | None] = {0: ()}
@@ -97,6 +97,7 @@ class Oracle:
     def after_turn(self, process: Process) -> None:
         """Look at a process that has had a turn."""
         self.observe(process)
+        self.core.observe_heard(process.node.raft, process.driver.ticks, process.driver.steward.heard)
         log = process.node.raft.log
         applied, durable = process.driver.applier.index, process.host.durable.last_index()
         if not applied <= min(log.committed, durable):

@@ -106,8 +106,9 @@ class _Lessee(Lessee):
 
 
 class _Applier(Applier):
-    """Tells what is applied."""
+    """Tells what is applied. Stops within entries, too, which have few commands here."""
 
+    commands_per_look = 1
     process: Process
 
     def add(self, entries: Sequence[Entry]) -> None:
