@@ -46,7 +46,7 @@ def answer_reads_at_the_index_of_their_answer(patch: Patch) -> None:
 
 @bug(
     CALM | {"peers": 3, "depositions": 0.3, "late": 0.3, "drift": 0.3, "reads": 0.9, "clients": 8, "think_s": 0.1},
-    seeds=60,
+    seeds=100,
 )
 def confirm_reads_by_old_heartbeats(patch: Patch) -> None:
     """The answer to any heartbeat confirms all reads (etcd's TestReadOnlyDuplicateRequest)."""
