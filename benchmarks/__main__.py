@@ -10,6 +10,7 @@ from pathlib import Path
 from benchmarks.children import ChildFailedError
 from benchmarks.frames import measure_frames
 from benchmarks.puts import CONCURRENCIES, measure_puts
+from benchmarks.simulator import measure_simulator
 
 
 def main() -> None:
@@ -25,12 +26,17 @@ def main() -> None:
     frames = commands.add_parser("frames", help="frames between two transports: plain, with a secret, with TLS")
     frames.add_argument("--rounds", type=int, default=5, help="of each kind (default: %(default)s)")
     frames.add_argument("--frames", type=int, default=5_000, help="at most, in a round (default: %(default)s)")
-    for command in (puts, frames):
+    simulator = commands.add_parser("simulator", help="what a simulated minute costs: bare cores, and chaos")
+    simulator.add_argument("--seeds", type=int, default=100, help="of chaos, from 1 on (default: %(default)s)")
+    for command in (puts, frames, simulator):
         command.set_defaults(benchmark=command.prog.rpartition(" ")[2])
     arguments = parser.parse_args()
     if arguments.benchmark == "frames":
         with tempfile.TemporaryDirectory(prefix="replikv-benchmark-") as directory:
             print(measure_frames(Path(directory), rounds=arguments.rounds, frames=arguments.frames))
+        return
+    if arguments.benchmark == "simulator":
+        print(measure_simulator(range(1, arguments.seeds + 1)))
         return
     seconds, rounds = (0.4, 2) if arguments.quick else (arguments.seconds, arguments.rounds)
     with tempfile.TemporaryDirectory(prefix="replikv-benchmark-", dir=arguments.directory) as directory:

@@ -160,6 +160,33 @@ async def test_a_flap_changes_the_term_at_most_once(autojump_clock: trio.abc.Clo
         assert (term, leader) == (leader.status().term, await peers.leader())
 
 
+async def test_a_flap_of_the_leader_costs_one_term(autojump_clock: trio.abc.Clock) -> None:
+    """Another one is elected while it is away; when it is back it follows, and nothing more happens."""
+    async with running() as peers:
+        leader = await peers.leader()
+        term = leader.status().term
+        peers.network.isolate(id_of(leader))
+        await trio.sleep(5.0)
+        peers.network.heal()
+        await peers.leader()
+        await peers.converge()
+        await trio.sleep(10.0)
+        assert {term + 1} == {cluster.status().term for cluster in peers.all}
+
+
+@pytest.mark.parametrize("node_ids", ["abc", "abcde"])
+async def test_a_leader_without_a_quorum_steps_down(autojump_clock: trio.abc.Clock, node_ids: str) -> None:
+    """By itself, within two election timeouts, whoever of a minority it still hears (thesis 6.2)."""
+    async with running(node_ids) as peers:
+        leader = await peers.leader()
+        others = [id_of(other) for other in peers.without(leader)]
+        minority = others[: len(node_ids) // 2 - 1]
+        peers.network.partition([*minority, id_of(leader)], others[len(minority) :])
+        with trio.fail_after(2 * peers.settings.election_timeout_s + peers.settings.heartbeat_interval_s):
+            while leader.is_leader:  # noqa: ASYNC110  # nothing to wait on
+                await trio.sleep(0.01)
+
+
 async def test_an_asymmetric_cut_ends_with_a_leader_that_works(autojump_clock: trio.abc.Clock) -> None:
     """The leader still reaches a majority one way only: it must not hold the others for ever."""
     async with running() as peers:

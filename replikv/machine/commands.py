@@ -95,6 +95,10 @@ PREFIX_RESULT: Final = struct.Struct(">QIB")
 """DELETE_PREFIX, REVOKE: revision, number of deleted keys, 1 if more are left."""
 
 
+_pack_keyed: Final = KEYED.pack
+_PUT: Final = int(Operation.PUT)  # an IntEnum member costs an attribute look-up per command
+
+
 # -- commands ----------------------------------------------------------------------------------------------------------
 
 
@@ -113,7 +117,7 @@ def encode_key(key: str, bytes_max: int) -> bytes:
 
 def encode_put(key: bytes, value: bytes, lease: int = 0) -> bytes:
     """PUT: set a key; ``lease`` 0 is none, and detaches the key from the one it had."""
-    return KEYED.pack(Operation.PUT, len(key), lease) + key + value
+    return _pack_keyed(_PUT, len(key), lease) + key + value
 
 
 def encode_delete(key: bytes) -> bytes:

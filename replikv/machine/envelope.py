@@ -30,6 +30,7 @@ HEADER: Final = struct.Struct(">BBHQQQ")
 HEADER_BYTES: Final = HEADER.size
 _ITEM: Final = struct.Struct(">BI")
 _ITEM_AND_HEADER: Final = struct.Struct(_ITEM.format + HEADER.format.removeprefix(">"))
+_pack_item_and_header: Final = _ITEM_AND_HEADER.pack
 _BYTE_STRING_32: Final = 0x5A  # CBOR major type 2 with a length of four bytes (RFC 8949, section 3)
 VERSION: Final = 1
 
@@ -103,7 +104,7 @@ class Envelope(NamedTuple):
 
 def pack_head(payload_bytes: int, kind: int, session: int, sequence: int, acknowledged_below: int) -> bytes:
     """What stands before the payload of a command in an entry: item head and envelope header, packed at once."""
-    return _ITEM_AND_HEADER.pack(
+    return _pack_item_and_header(
         _BYTE_STRING_32, HEADER_BYTES + payload_bytes, VERSION, kind, 0, session, sequence, acknowledged_below
     )
 
@@ -119,14 +120,15 @@ def pack_commands(commands: Iterable[bytes]) -> bytes:
 def unpack_commands(data: bytes) -> list[bytes]:
     """The commands of an entry. Raises InternalError for data that :func:`pack_commands` did not make."""
     commands: list[bytes] = []
+    unpack, item_bytes = _ITEM.unpack_from, _ITEM.size
     position, end = 0, len(data)
     while position < end:
-        if end - position < _ITEM.size:
+        start = position + item_bytes
+        if start > end:
             raise InternalError(f"the entry ends inside the head of a command, at byte {position}")
-        initial, length = _ITEM.unpack_from(data, position)
-        position += _ITEM.size
-        if initial != _BYTE_STRING_32 or length > end - position:
-            raise InternalError(f"no command at byte {position - _ITEM.size} of the entry")
-        commands.append(data[position : position + length])
-        position += length
+        initial, length = unpack(data, position)
+        if initial != _BYTE_STRING_32 or length > end - start:
+            raise InternalError(f"no command at byte {position} of the entry")
+        position = start + length
+        commands.append(data[start:position])
     return commands

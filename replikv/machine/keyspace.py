@@ -65,6 +65,7 @@ _unpack_head: Final = HEAD.unpack_from
 _HEAD_BYTES: Final = HEAD.size
 _pack_place: Final = struct.Struct("=QQ").pack
 _PLACE_BYTES: Final = 16
+_CHANGE_BYTES: Final = CHANGE_BYTES - HEAD.size
 
 
 class Keyspace:
@@ -315,18 +316,22 @@ class Keyspace:
 
     # -- changes -------------------------------------------------------------------------------------------------------
 
-    def put(self, key: str, value: bytes, lease: int = 0) -> int:
-        """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key."""
+    def put(self, key: str, value: bytes, lease: int = 0, name: bytes = b"") -> int:
+        """Set one key, as a revision of its own, which is returned. O(1); O(log n) for a new key.
+
+        ``name`` is the key in UTF-8, for whoever has it at hand.
+        """
         records = self._records[hash(key) >> _SHARD]
         previous = records.get(key)
         if previous is None or not previous[LIVE]:
             return self.commit(((key, value, lease),))
         revision = self.revision + 1
         created, _, version, attached, _ = _unpack_head(previous)
-        record = cast("Record", _pack_head(created, revision, version + 1, lease, 1) + value)
+        record: Record = _pack_head(created, revision, version + 1, lease, 1) + value  # type: ignore[assignment]  # a call
         records[key] = record
-        self.state_bytes += len(record) - len(previous)
-        seed = _crc32(key.encode())
+        before = len(previous)
+        self.state_bytes += len(record) - before
+        seed = _crc32(name or key.encode())
         new, old = _crc32(record, seed), _crc32(previous, seed)
         self._digest += (new + old) * (new - old)  # the difference of their digest_of
         if attached != lease:
@@ -336,8 +341,8 @@ class Keyspace:
             self._places[key] = bytearray(_pack_place(revision, 3))
         else:
             places += _pack_place(revision, 3)
-        self.changed_bytes += CHANGE_BYTES + len(key) + len(previous) - _HEAD_BYTES
-        self._log[revision] = (self.changed_bytes, key, record, previous)
+        self.changed_bytes = changed = self.changed_bytes + _CHANGE_BYTES + len(key) + before
+        self._log[revision] = (changed, key, record, previous)
         self.revision = revision
         if self.physical_floor < self._target:
             self.trim(2 + _TRIM_CHANGES)

@@ -87,20 +87,20 @@ class KeyValue(StateMachine):
             operation = data[offset]
             if operation == _PUT:
                 _, key_size, lease = _unpack_keyed(data, offset)
-                start = offset + _KEYED_BYTES
-                end = start + key_size
+                end = offset + _KEYED_BYTES + key_size
                 value = data[end:]
                 if not value:
                     raise RefusedError("the command ends before its value")
                 keyspace, limits = self.keyspace, self.governance.limits
-                key = data[start:end].decode()
+                name = data[offset + _KEYED_BYTES : end]
+                key = name.decode()
                 if (
                     lease
                     or keyspace.state_bytes + len(data) + KEY_BYTES > limits.state_bytes
                     or keyspace.key_count >= limits.keys
                 ):
                     return _pack_number(0, self._commit(((key, value, lease),)))
-                return _pack_number(0, keyspace.put(key, value, 0))
+                return _pack_number(0, keyspace.put(key, value, 0, name))
             return self._find(operation)(data, offset)
         except RefusedError as exc:
             return bytes([exc.status]) + str(exc).encode()

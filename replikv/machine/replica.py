@@ -140,9 +140,12 @@ class Replica:
             return []
         apply = self._apply
         keyspace = self.map.keyspace
-        sizes = list(itertools.accumulate(map(len, commands)))
-        commands = commands[: max(1, bisect.bisect_right(sizes, _APPLIED_BYTES))]
-        most = keyspace.changed_bytes + _APPLIED_BYTES - sizes[len(commands) - 1]
+        size = sum(map(len, commands))
+        if size > _APPLIED_BYTES:
+            sizes = list(itertools.accumulate(map(len, commands)))
+            commands = commands[: max(1, bisect.bisect_right(sizes, _APPLIED_BYTES))]
+            size = sizes[len(commands) - 1]
+        most = keyspace.changed_bytes + _APPLIED_BYTES - size
         results: list[bytes] = []
         enough = False
         while not enough and (start := len(results)) < len(commands):

@@ -76,8 +76,10 @@ class Session:
         """Raise the mark. O(1) per sequence, amortised: each is passed once."""
         results = self.results
         if below - self.mark <= len(results):
+            gone = 0
             for sequence in range(self.mark, below):
-                self.result_bytes -= len(results.pop(sequence, b""))
+                gone += len(results.pop(sequence, b""))
+            self.result_bytes -= gone
         else:
             for sequence in [sequence for sequence in results if sequence < below]:
                 self.result_bytes -= len(results.pop(sequence))

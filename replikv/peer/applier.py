@@ -22,6 +22,8 @@ class Applier:
     next one. A snapshot may be taken only ``at_boundary``: its state and its index must belong together.
     """
 
+    commands_per_look = COMMANDS_PER_LOOK
+
     def __init__(
         self,
         replica: Replica,
@@ -79,7 +81,7 @@ class Applier:
         while self._offset < len(self._commands):
             if self._offset and clock() >= until:
                 return False
-            commands = self._commands[self._offset : self._offset + COMMANDS_PER_LOOK]
+            commands = self._commands[self._offset : self._offset + self.commands_per_look]
             results = self._replica.apply_some(commands)
             self._offset += len(results)
             self._on_results(commands[: len(results)], results)

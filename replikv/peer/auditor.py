@@ -80,7 +80,7 @@ class Auditor:
         if digest is None:
             return
         frame = encode_digest(Digest(FORMAT, position, digest))
-        for node_id in self._admission.membership.ids - {self._node_id}:
+        for node_id in sorted(self._admission.membership.ids - {self._node_id}):
             versions = versions_in(self._admission.attributes_of(node_id))
             if versions is not None and versions.commands >= 1:  # others do not know this frame
                 self._transport.send(node_id, frame)

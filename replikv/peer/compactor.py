@@ -55,8 +55,7 @@ class Compactor:
 
     def floor(self, keyspace: Keyspace) -> int | None:
         """The floor to propose now, if any. Each is given once, until :meth:`dropped` or :meth:`begin_anew`."""
-        least = max(keyspace.floor, self._proposed)
-        floor = least
+        floor = least = max(self._proposed, keyspace.floor)
         # A tenth of slack: one command for many revisions.
         excess = keyspace.revision - least > self._revisions_max + self._revisions_max // 10
         if excess or keyspace.history_bytes > self._bytes_max:

@@ -210,21 +210,25 @@ class Driver:
         self.snapshot_ended.set()
 
     def _turn(self) -> None:
-        commit_untold = self.node.commit_untold
+        node = self.node
+        raft = node.raft
+        commit_untold = raft.commit_untold
         if self.settings.lease_reads and self.admission.promises_alike:
             # Everything that is taken in this turn has arrived before this look at the clock.
-            self.node.tell_time(self._clock.now())
-        self._take_frames()
-        self._take_received_snapshots()
+            node.tell_time(self._clock.now())
+        if self._frames:
+            self._take_frames()
+        if self._received:
+            self._take_received_snapshots()
         if self._ticks_due:
             self._ticks_due = 0
             self._tick()
         self._note_route()
-        if self.node.raft.role is Role.LEADER:
+        if raft.role is Role.LEADER:
             self.governor.look(self.ticks)
         self._handover.hand_over()
         if commit_untold:
-            self.node.tell_commit()
+            node.tell_commit()
         self._begin_reads()
         self._work()
         self._note_route()
@@ -316,25 +320,26 @@ class Driver:
 
     def _work(self) -> None:
         """Do what the core wants done, until it wants nothing more."""
-        self._take_completed()
-        while self.node.has_ready():
-            ready = self.node.ready()
+        node, persister = self.node, self.persister
+        if persister.completed:
+            self._take_completed()
+        while node.has_ready():
+            ready = node.ready()
             for message in ready.messages:
                 self._send(message)
             for read in ready.reads:
                 self.barriers.confirm(read.context, read.index)
                 self.leasing.lessor.confirm(read.context, read.index)
-            self.applier.add(ready.committed)
+            if ready.committed:
+                self.applier.add(ready.committed)
             if ready.write is not None:
                 self._note_bindings(ready.write.entries)
-                self.persister.submit(ready.write)
-            self._take_completed()
+                persister.submit(ready.write)
+            if persister.completed:
+                self._take_completed()
 
     def _take_completed(self) -> None:
-        completed = self.persister.completed
-        if not completed:
-            return
-        self.persister.completed = []
+        completed, self.persister.completed = self.persister.completed, []
         for write in completed:
             self._image.apply(write)
             outgoing = self.node.persisted(write)
@@ -365,7 +370,7 @@ class Driver:
                 listener()
             if self.applier.behind or self.node.has_ready():
                 self._woken.set()
-        if self.node.commit_untold:
+        if self.node.raft.commit_untold:
             self._woken.set()
         self.barriers.release(self.applier.index)
         self.leasing.answer(self.applier.index)

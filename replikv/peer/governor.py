@@ -76,9 +76,10 @@ class Governor:
     def look(self, ticks: int) -> None:
         """Propose what is due. Called in each turn of a leader, before anything else is proposed."""
         term = self._node.raft.term
-        if self._looked == (term, ticks) or not self._caught_up():
+        look = (term, ticks)
+        if self._looked == look or not self._caught_up():
             return
-        self._looked = (term, ticks)
+        self._looked = look
         now = self._replica.governance.versions
         wanted = now.raised(self._known_by_all())
         upgrade = wanted != now and self._upgrade_proposed != (term, wanted)

@@ -102,9 +102,10 @@ class Handover:
         if raft.leader == raft.id:
             self._propose()
             return
-        forwarded, self._forwarded = self._forwarded, []
-        for batch in forwarded:
-            batch.dropped()  # leadership was lost within this turn
+        if self._forwarded:
+            forwarded, self._forwarded = self._forwarded, []
+            for batch in forwarded:
+                batch.dropped()  # leadership was lost within this turn
         if raft.leader != NO_NODE and self._proposals.waiting and self._ticks >= self._hold_until_ticks:
             self._forward(raft.leader)
 
@@ -157,7 +158,7 @@ class Handover:
         return Batch(commands, lambda: proposals.give_back(taken, session)) if taken else None
 
     def _propose(self) -> None:
-        batches, self._forwarded = self._forwarded, []
+        batches = self._forwarded
         if (floor := self._floor_command()) is not None:
             batches.append(floor)
         if revocations := self._lessor.take_revocations(1 + self._settings.entry_bytes_max // REVOKE_BYTES):
@@ -165,6 +166,9 @@ class Handover:
         if self._ticks >= self._hold_until_ticks:
             while self._proposals.waiting and (own := self._own_batch()) is not None:
                 batches.append(own)
+        if not batches:
+            return
+        self._forwarded = []
         entry: list[Batch] = []
         size = 0
         for batch in batches:

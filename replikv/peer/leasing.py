@@ -38,18 +38,20 @@ class Leasing:
         raft = self._node.raft
         if raft.leader == NO_NODE:
             return
-        while (questions := self.lessee.take(ticks, trio.current_time())) is not None:
+        while self.lessee.waiting and (questions := self.lessee.take(ticks, trio.current_time())) is not None:
             if raft.leader == raft.id:
                 self.take(raft.id, questions)
             else:
                 self._transport.send(raft.leader, encode_lease_questions(questions))  # asked again, if it gets lost
-        if raft.role is Role.LEADER:
+        if raft.role is Role.LEADER and self.lessor.waiting:
             context = self.lessor.begin_round(trio.current_time())
             if context is not None:
                 self._node.read_index(context)
 
     def answer(self, applied: int) -> None:
         """Everything up to this index is applied: answer what has waited for that."""
+        if not self.lessor.answerable(applied):
+            return
         for asker, answers in self.lessor.release(applied, trio.current_time()):
             if asker == self._node.raft.id:
                 self.lessee.answered(answers)

@@ -76,6 +76,11 @@ class Lessee:
 
     # -- the driver's --------------------------------------------------------------------------------------------------
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there may be anything to ask."""
+        return bool(self._waiting)
+
     def take(self, now_ticks: int, now: float) -> LeaseQuestions | None:
         """What to ask the leader now, before anything else is done: they count as sent at ``now``."""
         taken: list[Question] = []

@@ -112,9 +112,14 @@ class Lessor:
             if renew and lease in deadlines:
                 deadlines[lease] = max(deadlines[lease], now + table.get(lease, 0) / 1000)
 
+    @property
+    def waiting(self) -> bool:
+        """Whether anything waits for a confirmation that is not under way."""
+        return self._due or bool(self._waiting)
+
     def begin_round(self, now: float) -> int | None:
         """A context to have this leader confirmed with; None when nothing waits for it or enough are under way."""
-        if not (self._waiting or self._due) or len(self._rounds) >= ROUNDS_MAX:
+        if not self.waiting or len(self._rounds) >= ROUNDS_MAX:
             return None
         self._context += 1
         self._rounds[self._context] = Round(now, self._waiting)
@@ -129,10 +134,14 @@ class Lessor:
             self._confirmed_at = max(self._confirmed_at, found.began)
             self._confirmed.append((index, found.questions))
 
+    def answerable(self, applied: int) -> bool:
+        """Whether :meth:`release` has anything to give."""
+        return bool(self._confirmed) and self._confirmed[0][0] <= applied
+
     def release(self, applied: int, now: float) -> list[tuple[str, LeaseAnswers]]:
         """The answers whose index is applied, each with who asked."""
         answers: list[tuple[str, LeaseAnswers]] = []
-        while self._confirmed and self._confirmed[0][0] <= applied:
+        while self.answerable(applied):
             for asker, questions in self._confirmed.popleft()[1]:
                 self._questions -= len(questions.items)
                 items = tuple(self._answer(lease, now) for lease, _ in questions.items if not self._doomed(lease))
@@ -245,6 +254,8 @@ class Lessor:
         About ``most`` in all: those of one lease are not parted, since they are dropped together or not at all.
         """
         waiting = self._revocations
+        if not waiting:
+            return waiting
         while most < len(waiting) and waiting[most] == waiting[most - 1]:
             most += 1
         revocations, self._revocations = waiting[:most], waiting[most:]

@@ -265,7 +265,7 @@ def encode_snapshot_header(header: SnapshotHeader) -> bytes:
 def decode(frame: bytes, sender: str, to: str) -> Content:
     """The frame's content, as sent by ``sender`` to ``to``. Raises MalformedFrameError."""
     try:
-        return _DECODERS[FrameKind(frame[0])](frame, sender, to)
+        return _DECODERS[frame[0]](frame, sender, to)
     except (struct.error, KeyError, IndexError, ValueError, TypeError, RecursionError) as exc:
         raise MalformedFrameError(f"{sender} sent a frame of {len(frame)} bytes that is none: {frame[:32]!r}") from exc
 
@@ -439,7 +439,7 @@ def _decode_snapshot_header(frame: bytes, _sender: str, _to: str) -> SnapshotHea
     return SnapshotHeader(term, SnapshotMetadata(index, index_term, membership))
 
 
-_DECODERS: Final[Mapping[FrameKind, Callable[[bytes, str, str], Content]]] = {
+_DECODERS: Final[Mapping[int, Callable[[bytes, str, str], Content]]] = {
     FrameKind.APPEND_ENTRIES: _decode_append,
     FrameKind.APPEND_ENTRIES_RESPONSE: _decode_append_response,
     FrameKind.REQUEST_VOTE: _decode_vote,

@@ -146,6 +146,8 @@ def record_vote(raft: Raft, message: RequestVoteResponse) -> bool | None:
         return False
     if message.pre_vote is not (raft.role is Role.PRE_CANDIDATE):
         return None
+    if message.pre_vote and not message.reject and message.term != raft.term + 1:
+        return None  # it was told for a campaign that another one has overtaken
     raft.tracker.record_vote(message.sender, not message.reject)
     result = raft.tracker.tally()
     if result is VoteResult.PENDING:

@@ -16,10 +16,12 @@ log matching            the same (index, term) is the same entry behind the same
 leader completeness     what was committed before a leader's election is in its log (5.4.2)
 state machine safety    no two nodes apply, or know as committed, different entries at an index (5.4.3)
 linearizable reads      a read sees all that anybody knew to be committed when it was asked for (thesis 6.4)
-monotonic positions     term, commit, applied and membership index never go back while a node runs
+monotonic positions     term, commit, applied and membership index never go back while a node runs, nor does what a
+                        leader believes a member to have
 durable before told     votes, acknowledgements and campaigns rest on what is on the sender's disk (figure 2)
 true acknowledgements   what a leader believes a follower to have, that follower has, on disk
 one configuration       all nodes that have applied the same index have the same membership (thesis 4)
+one change at a time    a leader appends no change of the membership behind one that is not applied (thesis 4.1)
 quorum overlap          majorities of neighbouring configurations meet (thesis 4.1, 4.3)
 voters and learners     are disjoint; whoever campaigns or leads is a voter, or has just ceased to be one
 ======================  =============================================================================================
@@ -31,18 +33,24 @@ import dataclasses
 import functools
 from collections.abc import Iterable
 from itertools import combinations
+from typing import Final
 
 from replikv.errors import InternalError
 from replikv.raft.core import Raft
-from replikv.raft.entries import NO_NODE, Entry
+from replikv.raft.entries import NO_NODE, Entry, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.messages import AppendEntriesResponse, Message, RequestVote, RequestVoteResponse
+from replikv.raft.progress import Progress
 from replikv.raft.quorum import VoteResult, joint_vote_result
 from replikv.raft.reads import ReadState
 from replikv.raft.roles import Role
 from replikv.raft.stable import StableStorage
 
 __all__ = ["Invariants", "majorities_meet"]
+
+
+_RESTING: Final = (AppendEntriesResponse, RequestVote, RequestVoteResponse)
+"""The messages that rest on what is on the disk of their sender."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -60,8 +68,10 @@ class _Seen:
     applied: int
     membership: Membership
     membership_index: int
-    # The terms of the log: terms[i] is that at index first + i. Below first everything was compacted.
+    # The terms of the log: terms[i] is that at index first + i. Below first everything was compacted. The last entry's
+    # index and term are ``end``.
     first: int
+    end: tuple[int, int]
     terms: list[int]
 
 
@@ -89,6 +99,8 @@ class Invariants:
         self._reads: dict[tuple[str, int], int] = {}
         # (leader, follower) -> its term, what it believes the follower to have, and the observation that fits.
         self._believed: dict[tuple[str, str], tuple[int, int, _Seen]] = {}
+        # (leader, member) -> its progress, and the highest index that it was seen to have acknowledged.
+        self._matches: dict[tuple[str, str], tuple[Progress, int]] = {}
         # Index of the change (or of the first snapshot) -> the membership from there on.
         self._memberships: dict[int, Membership] = {}
 
@@ -98,6 +110,7 @@ class Invariants:
         """Check a core against what it was, and against all others."""
         seen = self._seen.get(raft.id)
         log = raft.log
+        last_entry_id, first = log.last_entry_id(), log.first_index()
         key: tuple[object, ...] = (
             raft.role,
             raft.term,
@@ -106,8 +119,10 @@ class Invariants:
             log.committed,
             log.applied,
             log.applying,
+            last_entry_id,
+            first,
+            raft.membership_index,
         )
-        key += (*log.last_entry_id(), log.first_index(), raft.membership_index)
         if seen is None:
             self._check_start(raft)
         elif key != seen.key or raft.membership is not seen.membership:
@@ -117,7 +132,10 @@ class Invariants:
                 self._check_progress(raft)
             return
         self._check_state(raft)
-        terms = self._note_log(raft, seen)
+        if seen is not None and seen.first == first and seen.end == last_entry_id:
+            terms = seen.terms  # nothing was appended: what ends alike is alike
+        else:
+            terms = self._note_log(raft, seen)
         self._note_membership(raft, seen)
         self._note_committed(raft, seen)
         if raft.role is Role.LEADER:
@@ -134,13 +152,14 @@ class Invariants:
             log.applied,
             raft.membership,
             raft.membership_index,
-            log.first_index(),
+            first,
+            last_entry_id,
             terms,
         )
 
     def observe_sent(self, message: Message, storage: StableStorage) -> None:
         """Check a message that leaves now against what is on its sender's disk."""
-        if not isinstance(message, AppendEntriesResponse | RequestVote | RequestVoteResponse):
+        if not isinstance(message, _RESTING):
             return
         hard_state, _ = storage.initial_state()
         sender = message.sender
@@ -220,14 +239,14 @@ class Invariants:
             _broken("one vote per term", f"{raft.id} starts with a vote for {raft.vote!r}, and has told {told} yes")
 
     def _check_change(self, raft: Raft, seen: _Seen) -> None:
-        for name, before, now in (
-            ("term", seen.term, raft.term),
-            ("commit index", seen.committed, raft.log.committed),
-            ("applied index", seen.applied, raft.log.applied),
-            ("membership index", seen.membership_index, raft.membership_index),
-        ):
-            if now < before:
-                _broken("monotonic positions", f"the {name} of {raft.id} goes back from {before} to {now}")
+        if raft.term < seen.term:
+            _went_back("term", raft, seen.term, raft.term)
+        if raft.log.committed < seen.committed:
+            _went_back("commit index", raft, seen.committed, raft.log.committed)
+        if raft.log.applied < seen.applied:
+            _went_back("applied index", raft, seen.applied, raft.log.applied)
+        if raft.membership_index < seen.membership_index:
+            _went_back("membership index", raft, seen.membership_index, raft.membership_index)
         if seen.term != raft.term:
             return
         if seen.vote not in (NO_NODE, raft.vote):
@@ -250,7 +269,7 @@ class Invariants:
             _broken("voters and learners", f"{raft.id} knows members that are both: {membership}")
         if not membership.learners_next <= membership.outgoing:
             _broken("voters and learners", f"{raft.id} knows learners to be that do not vote yet: {membership}")
-        if set(raft.tracker.progress) != membership.ids:
+        if raft.tracker.progress.keys() != membership.ids:
             _broken(
                 "voters and learners", f"{raft.id} follows others than its members: {sorted(raft.tracker.progress)}"
             )
@@ -285,6 +304,8 @@ class Invariants:
                 )
             if entry.term < previous_term or entry.term > raft.term:
                 _broken("log matching", f"{raft.id}, of term {raft.term}, has term {entry.term} behind {previous_term}")
+            if entry.kind == EntryKind.MEMBERSHIP and raft.role is Role.LEADER and entry.term == raft.term:
+                _check_change_alone(raft, entry.index)
             known.append(entry.term)
             previous_term = entry.term
         return known
@@ -320,17 +341,27 @@ class Invariants:
 
     def _check_progress(self, raft: Raft) -> None:
         """What the leader believes of the others, as far as they are in its term."""
+        leader, term, seen, believed = raft.id, raft.term, self._seen, self._believed
         for node_id, progress in raft.tracker.progress.items():
-            if not progress.match < progress.next:
-                _broken("true acknowledgements", f"{raft.id} sends {node_id} {progress.next}, below what it has")
-            follower = self._seen.get(node_id)
-            if progress.match == 0 or follower is None or follower.term != raft.term:
+            match = progress.match
+            if not match < progress.next:
+                _broken("true acknowledgements", f"{leader} sends {node_id} {progress.next}, below what it has")
+            same, before = self._matches.get((leader, node_id), (None, 0))
+            if same is not progress or match > before:
+                self._matches[leader, node_id] = progress, match
+            elif match < before:
+                _broken(
+                    "monotonic positions",
+                    f"what {leader} believes {node_id} to have goes back from {before} to {match}",
+                )
+            follower = seen.get(node_id)
+            if match == 0 or follower is None or follower.term != term:
                 continue
             # Nothing to look at when neither has changed: a leader only appends.
-            term, match, observed = self._believed.get((raft.id, node_id), (0, 0, None))
-            if observed is follower and (term, match) == (raft.term, progress.match):
+            known = believed.get((leader, node_id))
+            if known is not None and known[2] is follower and known[1] == match and known[0] == term:
                 continue
-            self._believed[raft.id, node_id] = (raft.term, progress.match, follower)
+            believed[leader, node_id] = (term, match, follower)
             core = follower.core
             if core.log.stable_index() < progress.match:
                 _broken("true acknowledgements", f"{raft.id} believes {node_id} to have {progress.match} on its disk")
@@ -356,6 +387,18 @@ class Invariants:
             self._memberships[index] = membership
 
 
+def _check_change_alone(raft: Raft, index: int) -> None:
+    """What was applied when the leader appended it is so still: so nothing is noticed that was right then."""
+    low = max(raft.log.applied + 1, raft.log.first_index())
+    before = raft.log.slice(low, index) if low < index else []
+    pending = [entry.index for entry in before if entry.kind == EntryKind.MEMBERSHIP]
+    if pending:
+        _broken(
+            "one change at a time",
+            f"{raft.id} changes the membership at {index}, and has not applied the change at {pending[0]}",
+        )
+
+
 def majorities_meet(one: Membership, other: Membership) -> bool:
     """Whether no quorum of one configuration can decide without a node that a quorum of the other needs."""
     return _majorities_meet(one.voters, one.outgoing, other.voters, other.outgoing)
@@ -376,6 +419,10 @@ def _majorities_meet(
             if joint_vote_result(other_voters, other_outgoing, rest) is VoteResult.WON:
                 return False
     return True
+
+
+def _went_back(what: str, raft: Raft, before: int, now: int) -> None:
+    _broken("monotonic positions", f"the {what} of {raft.id} goes back from {before} to {now}")
 
 
 def _broken(invariant: str, what: str) -> None:

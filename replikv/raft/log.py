@@ -69,6 +69,9 @@ class RaftLog:
 
     def last_entry_id(self) -> tuple[int, int]:
         """(index, term) of the end of the log."""
+        entries = self.unstable.entries
+        if entries:
+            return entries[-1][:2]
         index = self.last_index()
         return index, self.term(index)
 
@@ -77,7 +80,10 @@ class RaftLog:
 
         Raises CompactedIndexError below that range and UnavailableIndexError above it.
         """
-        term = self.unstable.term(index)
+        unstable = self.unstable
+        if index < unstable.offset and unstable.snapshot is None:
+            return self.storage.term(index)  # which raises the same outside of its range
+        term = unstable.term(index)
         if term is not None:
             return term
         if index < self.first_index() - 1:
@@ -171,7 +177,11 @@ class RaftLog:
         if index <= self.committed:
             return
         if index > self.last_index():
-            raise InternalError(f"commit index {index} is beyond the last index {self.last_index()}: was the log lost?")
+            raise InternalError(
+                f"commit index {index} is beyond the last index {self.last_index()}: the log has lost what it had"
+                " acknowledged, as an older copy of a disk has; remove this peer from the cluster and let it join anew"
+                " with an empty directory"
+            )
         self.committed = index
 
     def maybe_commit(self, index: int, term: int) -> bool:
@@ -196,7 +206,7 @@ class RaftLog:
 
     def has_next_unstable_snapshot(self) -> bool:
         """Whether there is a snapshot that the writer was not given yet."""
-        return self.next_unstable_snapshot() is not None
+        return self.unstable.snapshot is not None and not self.unstable.snapshot_in_progress
 
     def next_unstable_snapshot(self) -> SnapshotMetadata | None:
         """The snapshot that the writer was not given yet, if there is one."""
@@ -227,7 +237,7 @@ class RaftLog:
     def has_next_committed_entries(self, allow_unstable: bool) -> bool:
         """Whether :meth:`next_committed_entries` has any. O(1)."""
         # A snapshot must be restored first: what follows it cannot be applied to the state before it.
-        if self.applying_paused or self.has_unstable_snapshot():
+        if self.applying >= self.committed or self.applying_paused or self.unstable.snapshot is not None:
             return False
         return self.applying < self.max_appliable_index(allow_unstable)
 

@@ -49,6 +49,8 @@ class Membership:
     auto_leave: bool = False
     """Whether the leader leaves the joint configuration by itself."""
     members: Mapping[str, MemberRecord] = dataclasses.field(default_factory=dict)
+    # What encode() has returned: every segment and every snapshot begins with it.
+    _encoded: bytes | None = dataclasses.field(default=None, init=False, repr=False, compare=False)
 
     @property
     def joint(self) -> bool:
@@ -76,6 +78,12 @@ class Membership:
 
     def encode(self) -> bytes:
         """Canonical JSON: equal memberships have equal bytes."""
+        if self._encoded is None:
+            object.__setattr__(self, "_encoded", self._encode())
+        assert self._encoded is not None
+        return self._encoded
+
+    def _encode(self) -> bytes:
         return _dumps(
             {
                 "voters": sorted(self.voters),

@@ -17,10 +17,10 @@ What to do with a Ready, in this order where it matters:
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import deque
 from random import Random
+from typing import NamedTuple
 
 from replikv.errors import InternalError
 from replikv.raft import leader, replication, transfer
@@ -35,8 +35,7 @@ from replikv.raft.stable import StableStorage, Write
 __all__ = ["RawNode", "Ready"]
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ready:
+class Ready(NamedTuple):
     """Everything that has to be done before the core can go further."""
 
     messages: tuple[Message, ...]
@@ -132,7 +131,8 @@ class RawNode:
     @property
     def snapshot_wanted(self) -> bool:
         """Whether a member waits for a snapshot that knows it: take one of the state as of now."""
-        return self.raft.snapshot_wanted_index > self.raft.log.snapshot().index
+        index = self.raft.snapshot_wanted_index
+        return index > 0 and index > self.raft.log.snapshot().index
 
     def report_unreachable(self, node_id: str) -> None:
         """Messages to the node were lost, or its connection was."""
@@ -161,7 +161,8 @@ class RawNode:
         )
 
     def _vote_changed(self) -> bool:
-        return self.raft.hard_state[:2] != self._hard_state[:2]
+        term, vote, _ = self._hard_state
+        return self.raft.term != term or self.raft.vote != vote
 
     def ready(self) -> Ready:
         """Take everything there is to do."""
@@ -177,6 +178,15 @@ class RawNode:
 
     def _take_write(self) -> Write | None:
         raft = self.raft
+        vote_changed = self._vote_changed()
+        if not (
+            raft.messages_after_append
+            or vote_changed
+            or self._change_unsaved
+            or raft.log.has_next_unstable_entries()
+            or raft.log.has_next_unstable_snapshot()
+        ):
+            return None
         entries = tuple(raft.log.next_unstable_entries())
         snapshot = raft.log.next_unstable_snapshot()
         responses, raft.messages_after_append = tuple(raft.messages_after_append), []
@@ -185,7 +195,7 @@ class RawNode:
         # rides along with what is.
         worth_it = bool(entries or snapshot or self._change_unsaved)
         self._change_unsaved = False
-        if self._vote_changed() or (worth_it and hard_state != self._hard_state):
+        if vote_changed or (worth_it and hard_state != self._hard_state):
             self._hard_state = hard_state
             write = Write(hard_state, entries, snapshot, responses)
         elif entries or snapshot or responses:

@@ -8,6 +8,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import gc
 import os
 import shlex
 import sys
@@ -19,11 +20,14 @@ from typing import Final
 
 from replikv.testing.chaos.command import add_arguments, run_command
 from replikv.testing.linearizability import write_history
+from replikv.testing.simulator.chaos import FAULTS
 from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
 from replikv.testing.simulator.shrinking import shrink
 from replikv.testing.simulator.simulation import Report, run
-from replikv.testing.simulator.tracing import tracing
+from replikv.testing.traces import check_trace
+from replikv.testing.tracing import tracing
+from replikv.testing.watch_validation import write_streams
 
 __all__ = ["main"]
 
@@ -31,6 +35,10 @@ _FAILURES_MAX: Final = 10
 """More are counted, and not told one by one."""
 _LINES: Final = 40
 """Of a transcript, below a failure."""
+_OPERATION: Final = "operation "
+"""What the counts of operations of one kind begin with."""
+_BAR: Final = 30
+"""Characters of the progress bar."""
 _SEEDS_AHEAD: Final = 8
 """Per process: a long run must not hold up what is told of others."""
 
@@ -63,12 +71,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON"
     )
     simulate.add_argument(
-        "--trace", metavar="FILE", help="write what the cores of the first seed do, as etcd traces it"
+        "--watches", metavar="FILE", help="write what watchers of the first seed were told, as lines of JSON"
+    )
+    simulate.add_argument(
+        "--trace",
+        metavar="FILE",
+        help="write what the cores of the first seed do, as etcd traces it, in a run that its specification can follow:"
+        " short, and without restarts, repetitions, snapshots, pre-votes and joint changes; --set comes after that",
     )
     simulate.add_argument("--no-shrink", action="store_true", help="leave a failing run as large as it is")
+    checking = commands.add_parser(
+        "check-trace",
+        help="check a trace of cores against the specification of etcd's raft",
+        description="Take each line of a trace (see simulate --trace) as a step of the specification.",
+    )
+    checking.add_argument("trace", metavar="FILE", type=Path)
     options = parser.parse_args(arguments)
     if options.command == "chaos":
         return run_command(options)
+    if options.command == "check-trace":
+        return _check_trace(options.trace)
     try:
         values = dict(_setting(text) for text in options.set)
         Options.draw(1).with_values(values)
@@ -77,7 +99,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if options.transcript:
         return _tell(options.seeds, values, options.planted)
-    if options.history or options.trace:
+    if options.history or options.watches or options.trace:
         return _write(options.seeds[0], values, options)
     return _simulate(options.seeds, values, options)
 
@@ -110,7 +132,7 @@ def command_of(options: Options, bug: str | None = None) -> str:
 def _run(seed: int, values: dict[str, str], bug: str | None) -> Report:
     with planted(bug) if bug is not None else contextlib.nullcontext():
         report = run(Options.draw(seed).with_values(values))
-    return dataclasses.replace(report, history=[])  # which is much to hand from process to process
+    return dataclasses.replace(report, history=[], streams=[])  # which are much to hand from process to process
 
 
 def _shrink(report: Report, bug: str | None) -> Report:
@@ -137,17 +159,38 @@ def _tell(seeds: range, values: dict[str, str], bug: str | None) -> int:
 
 def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> int:
     """One run, for what it leaves behind."""
+    drawn = Options.draw(seed)
+    tracer = None
     with contextlib.ExitStack() as stack:
         if options.planted is not None:
             stack.enter_context(planted(options.planted))
         if options.trace:
-            stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
-        report = run(Options.draw(seed).with_values(values))
+            drawn = drawn.traceable()
+            tracer = stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
+        report = run(drawn.with_values(values))
+    if tracer is not None and tracer.ended is not None:
+        sys.stderr.write(f"the trace ends before the run does, where the specification has no words: {tracer.ended}\n")
     if options.history:
         write_history(report.history, Path(options.history))
+    if options.watches:
+        write_streams(report.streams, Path(options.watches))
     if report.failure is not None:
-        sys.stdout.write(f"seed {seed}: {report.failure}\n")
+        sys.stdout.write(f"seed {seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
     return int(report.failure is not None)
+
+
+def _check_trace(path: Path) -> int:
+    try:
+        with path.open(encoding="utf-8") as file:
+            verdict = check_trace(file)
+    except (OSError, UnicodeDecodeError) as exc:
+        sys.stderr.write(f"{path} cannot be read: {exc}\n")
+        return 2
+    if verdict.accepted:
+        sys.stdout.write(f"{path}: {verdict.lines} lines, all of them steps of the specification\n")
+        return 0
+    sys.stdout.write(f"{path}:{verdict.line}: {verdict.reason}\n")
+    return 1
 
 
 def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace) -> int:
@@ -157,7 +200,8 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
     simulated_s = 0.0
     done = 0
     terminal = sys.stderr.isatty()
-    with ProcessPoolExecutor(max(options.jobs, 1)) as pool:
+    # What is imported stays: no collection has to look at it.
+    with ProcessPoolExecutor(max(options.jobs, 1), initializer=gc.freeze) as pool:
         for report in _reports(pool, seeds, values, options, began):
             done += 1
             counts += report.counts
@@ -167,8 +211,9 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
                 sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
             if terminal or done % 100 == 0:
                 elapsed = time.monotonic() - began
+                bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
                 sys.stderr.write(
-                    f"{chr(13) * terminal}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
+                    f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
                     f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
                 )
                 sys.stderr.flush()
@@ -213,8 +258,19 @@ def _tell_summary(
         f"{seeds} seeds, {failed} failed; {simulated_s / 3600:.2f} hours simulated in {elapsed_s:.0f} s:"
         f" {simulated_s / max(elapsed_s, 0.001):.0f} times real time\n"
     )
-    for name, count in sorted(counts.items()):
-        write(f"  {count:>12,} {name}\n")
+    for group, names in _grouped(counts).items():
+        if names:
+            write(f"{group}\n")
+        for name in names:
+            write(f"  {counts[name]:>12,} {name.removeprefix(_OPERATION)}\n")
+
+
+def _grouped(counts: collections.Counter[str]) -> dict[str, list[str]]:
+    """Operations by their kind, faults by theirs, and all else that was counted."""
+    operations = sorted(name for name in counts if name.startswith(_OPERATION))
+    faults = sorted(name for name in counts if name in FAULTS)
+    others = sorted(name for name in counts if name not in FAULTS and not name.startswith(_OPERATION))
+    return {"operations of clients": operations, "faults": faults, "what came of them": others}
 
 
 if __name__ == "__main__":

@@ -10,10 +10,11 @@ from logs import snapshot_at, terms
 from network import Network, Peer, storage_with, three, voters
 
 from replikv.errors import InternalError
+from replikv.raft import replication
 from replikv.raft.core import Raft
-from replikv.raft.entries import Entry, HardState
+from replikv.raft.entries import Entry, EntryKind, HardState
 from replikv.raft.invariants import Invariants, majorities_meet
-from replikv.raft.membership import Membership
+from replikv.raft.membership import ChangeKind, MemberChange, Membership, MembershipChange
 from replikv.raft.messages import AppendEntriesResponse, Heartbeat, Message, RequestVote, RequestVoteResponse
 from replikv.raft.reads import ReadState
 from replikv.raft.roles import Role
@@ -257,6 +258,25 @@ def test_true_acknowledgements_of_other_entries(network: Network) -> None:
 
     invariants._entries.clear()
     broken(invariants, network["1"].raft, "true acknowledgements")
+
+
+def test_what_a_leader_believes_does_not_go_back(network: Network) -> None:
+    """An acknowledgement that takes another one back (PySyncObj#167)."""
+    progress = network["1"].raft.tracker.progress["2"]
+    progress.match -= 1
+
+    broken(watcher(network), network["1"].raft, "monotonic positions")
+
+
+def test_one_change_at_a_time(network: Network) -> None:
+    """A leader that appends a change behind one that it has not applied (thesis 4.1)."""
+    raft = network["1"].raft
+    change = MembershipChange((MemberChange(ChangeKind.ADD_LEARNER, "4"),)).encode()
+    replication.append(raft, change, EntryKind.MEMBERSHIP, limited=False)
+    watcher(network).observe(raft)
+    replication.append(raft, change, EntryKind.MEMBERSHIP, limited=False)
+
+    broken(watcher(network), raft, "one change at a time")
 
 
 def test_one_configuration(network: Network) -> None:

@@ -52,6 +52,23 @@ def test_a_split_vote_ends() -> None:
     assert [(LEADER, 4), (FOLLOWER, 4)] == network.states()[1:]
 
 
+def test_a_stale_pre_vote_is_not_counted() -> None:
+    """What was told for a campaign that another one has overtaken begins none: nobody was asked about that."""
+    peer = Peer("1", term=1, pre_vote=True)
+    peer.raft.campaign()
+    peer.take()
+    peer.step(RequestVote(to="1", sender="3", term=2, last_index=9, last_term=9))
+    peer.raft.campaign()
+    peer.take()
+    assert (PRE_CANDIDATE, 2) == (peer.raft.role, peer.raft.term)
+
+    peer.step(RequestVoteResponse(to="1", sender="2", term=2, pre_vote=True))
+
+    assert (PRE_CANDIDATE, 2) == (peer.raft.role, peer.raft.term)
+    peer.step(RequestVoteResponse(to="1", sender="2", term=3, pre_vote=True))
+    assert (CANDIDATE, 3) == (peer.raft.role, peer.raft.term)
+
+
 def test_a_pre_candidate_lets_another_pass_under_stickiness() -> None:
     """A node that gave up on its leader does not hold up others by it (TestPreVoteWithCheckQuorum)."""
     network = three_in_term_1(pre_vote=True, check_quorum=True)

@@ -98,7 +98,7 @@ def test_a_commit_beyond_the_log_is_a_lost_log() -> None:
         Peer(log=terms(1, 1), term=1, commit=3)
 
     peer = Peer(log=terms(1, 1), term=1)
-    with pytest.raises(InternalError, match="was the log lost"):
+    with pytest.raises(InternalError, match="has lost what it had acknowledged"):
         peer.step(Heartbeat(to="1", sender="2", term=1, commit=3))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import heapq
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -164,3 +166,76 @@ def _busy_history(rng: random.Random, *, operations: int, keys: int) -> list[Ope
             asked = dataclasses.replace(asked, returned=returned, status="ok", result=result, rev=rev)
         history.append(asked)
     return history
+
+
+@pytest.mark.parametrize(
+    ("operations", "keys", "seconds"),
+    [pytest.param(2_000, 10, 30), pytest.param(100_000, 100, 60, marks=pytest.mark.long)],
+)
+@pytest.mark.parametrize(("clients", "unknown", "together"), [(8, 0.01, 4), (32, 0.01, 1), (32, 0.05, 1)])
+def test_large_histories_are_decided_within_a_minute(
+    operations: int, keys: int, seconds: float, clients: int, unknown: float, together: int
+) -> None:
+    """Of all kinds of operations, also on several keys: as recorded, and with a single read of what was overwritten."""
+    history = _mixed_history(random.Random(operations), operations, keys, clients, unknown, together)
+    gets = [each for each in history if each.op == "get" and each.status == "ok" and each.result is not ABSENT]
+    stale = gets[-len(gets) // 10]
+    older = next(each for each in gets if each.key == stale.key and each.result != stale.result)
+    falsified = [dataclasses.replace(each, result=older.result) if each is stale else each for each in history]
+
+    for given_history, outcome in ((history, "ok"), (falsified, "violation")):
+        began = time.process_time()
+        assert outcome == check(given_history).outcome
+        assert time.process_time() - began < seconds
+
+
+def _mixed_history(
+    rng: random.Random, operations: int, keys: int, clients: int, unknown: float, together: int
+) -> list[Operation]:
+    """What clients may have recorded who do one thing after the other. Every ``together`` keys share transactions."""
+    free = [(0.0, client) for client in range(clients)]
+    moments = []
+    for number in range(operations):
+        since, client = heapq.heappop(free)
+        called = since + rng.random() / 10
+        returned = called + rng.random()
+        lost = rng.random() < unknown
+        effect = called + rng.random() * (20 if lost else returned - called)
+        moments.append((effect, called, returned, client, lost, number))
+        heapq.heappush(free, (returned, client))
+    state: Map = {}
+    history = []
+    for _, called, returned, client, lost, number in sorted(moments):
+        op, asked = _draw_operation(rng, state, number, keys, together)
+        operation = Operation(client=client, op=op, called=called, returned=returned, **asked)
+        after = dict(state)
+        result = perform(after, operation)
+        if not lost or rng.random() < 0.5:
+            state = after
+        history.append(operation if lost else dataclasses.replace(operation, status="ok", result=result))
+    return sorted(history, key=lambda each: each.called)
+
+
+def _draw_operation(
+    rng: random.Random, state: Map, number: int, keys: int, together: int
+) -> tuple[str, dict[str, Any]]:
+    """An operation and its fields. Every tenth key is incremented only; values are unique."""
+    place = rng.randrange(keys)
+    key = f"k{place}"
+    if place % 10 == 9:
+        return ("get", {"key": key}) if rng.random() < 0.5 else ("increment", {"key": key, "value": 1})
+    op = rng.choice(["get", "get", "get", "put", "put", "put", "cas", "delete", "pop", "setdefault", "txn", "update"])
+    if op in {"get", "delete", "pop"}:
+        return op, {"key": key}
+    if op in {"put", "setdefault"}:
+        return op, {"key": key, "value": number}
+    if op == "cas":
+        expect = state.get(key, ABSENT) if rng.random() < 0.7 else -1
+        return op, {"key": key, "expect": expect, "value": number}
+    first = place - place % together
+    neighbours = [f"k{each}" for each in range(first, min(first + together, keys)) if each % 10 != 9]
+    chosen = rng.sample(neighbours, min(len(neighbours), rng.randint(1, 3)))
+    if op == "update":
+        return op, {"value": dict.fromkeys(chosen, number)}
+    compares = [[chosen[0], rng.choice(["==", "!="]), state.get(chosen[0], ABSENT)]]
+    return op, {"value": {"compares": compares, "then": dict.fromkeys(chosen, number), "reads": chosen}}

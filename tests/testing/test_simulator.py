@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
-import hashlib
 import json
 import os
 import subprocess
@@ -19,8 +18,10 @@ import pytest
 from replikv.testing.__main__ import command_of, main
 from replikv.testing.linearizability import check, read_history
 from replikv.testing.simulator import Options, Report, Simulation, run
+from replikv.testing.simulator.options import FAULT_GROUPS
 from replikv.testing.simulator.planted import planted
 from replikv.testing.simulator.shrinking import shrink
+from replikv.testing.watch_validation import read_streams
 
 SEEDS = range(1, 21)
 LONG_SEEDS = range(1, 2001)
@@ -48,6 +49,19 @@ ENOUGH = {
     "frames late": 10_000,
     "stalls": 1000,
     "transfers": 500,
+    "leases kept alive": 10_000,
+    "leases expired": 4000,
+    "leases revoked": 500,
+    "locks taken": 800,
+    "marks of progress": 3000,
+    "watches compacted": 300,
+    "watches lagged": 100,
+    "watchers up to date": 1500,
+    "outcomes settled as applied": 150,
+    "outcomes settled as not applied": 200,
+    "programs upgraded": 100,
+    "clock_jumps": 300,
+    "commands of evicted sessions": 500,
 }
 """What the long run has to reach: without it, it would prove little."""
 
@@ -87,37 +101,57 @@ def test_a_seed_is_a_run() -> None:
     assert one.transcript != other.transcript
 
 
+RECORD = f"""
+import hashlib, io
+from replikv.testing.linearizability import write_history
+from replikv.testing.simulator import Options, run
+from replikv.testing.tracing import tracing
+from replikv.testing.watch_validation import write_streams
+
+lines = io.StringIO()
+for seed in (5, 12):
+    with tracing(lines):
+        report = run(Options.draw(seed).with_values({SHORT}), transcript=True)
+    lines.writelines(line + "\\n" for line in report.transcript)
+    write_history(report.history, lines)
+    write_streams(report.streams, lines)
+digest = hashlib.sha256(lines.getvalue().encode()).hexdigest()
+"""
+"""A program that gathers all that there is to be known of two runs."""
+
+
 def test_a_run_depends_on_no_hash_seed() -> None:
-    """Nor on the order of a set: a process that hashes otherwise gives the same transcripts."""
-    program = (
-        "import hashlib\n"
-        "from replikv.testing.simulator import Options, run\n"
-        f"runs = [run(Options.draw(seed).with_values({SHORT}), transcript=True) for seed in (5, 12)]\n"
-        "lines = [line for report in runs for line in report.transcript]\n"
-        "print(hashlib.sha256('\\n'.join(lines).encode()).hexdigest())\n"
-    )
+    """Nor on the order of a set: a process that hashes otherwise gives the same transcripts, traces and histories."""
     hash_seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
     found = subprocess.run(
-        [sys.executable, "-c", program],
+        [sys.executable, "-c", RECORD + "print(digest)"],
         env={**os.environ, "PYTHONHASHSEED": hash_seed},
         capture_output=True,
         check=True,
         text=True,
     ).stdout
-    runs = [run(Options.draw(seed).with_values(SHORT), transcript=True) for seed in (5, 12)]
-    lines = [line for report in runs for line in report.transcript or ()]
+    here: dict[str, str] = {}
+    exec(RECORD, here)
 
-    assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == found.strip()
+    assert here["digest"] == found.strip()
 
 
 def test_a_failing_run_is_told_with_the_command_that_repeats_it(capsys: pytest.CaptureFixture[str]) -> None:
-    """It says what broke, and how to see it again, in a smaller run."""
-    code = main(["simulate", "--seeds", "1..2", "--jobs", "1", "--planted", "vote-for-any-log", "--set", "chaos_s=5"])
-    told = capsys.readouterr().out
+    """It says what broke, and how to see it again, also in a smaller run, with the end of its transcript."""
+    quiet = {name for group in FAULT_GROUPS for name in group} - {"crashes"}
+    few = {"chaos_s": 4, "crashes": 1, "clients": 2, "watchers": 0, "holders": 0, "spares": 0, "keys": 1, "peers": 3}
+    sets = [f"--set={name}={value}" for name, value in (dict.fromkeys(sorted(quiet), 0) | few).items()]
 
-    assert (code, "failed;" in told) in {(0, True), (1, True)}
-    if code:
-        assert "python -m replikv.testing simulate --seeds" in told
+    assert 1 == main(["simulate", "--seeds", "1..2", "--jobs", "1", "--planted", "acknowledge-before-sync", *sets])
+
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith("seed 1: durable before told: ")
+    command = "  python -m replikv.testing simulate --seeds 1 "
+    assert told[1].startswith(command)
+    assert told[2].startswith("  smaller: durable before told: ")
+    assert told[3].startswith(command)
+    assert " broken: durable before told: " in told[told.index(next(line for line in told if "seed 2" in line)) - 1]
+    assert {"2 seeds, 2 failed"} == {line.partition(";")[0] for line in told if " failed; " in line}
 
 
 def test_a_failing_run_is_shrunk() -> None:
@@ -162,6 +196,64 @@ def test_what_clients_saw_is_written(tmp_path: Path) -> None:
     assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", "--history", str(path)]) == 0
 
     assert check(read_history(path)).outcome == "ok"
+
+
+def test_what_watchers_were_told_is_written(tmp_path: Path) -> None:
+    """As lines of JSON that the validator reads: several streams, with what they asked for."""
+    path = tmp_path / "streams.jsonl"
+
+    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", "--watches", str(path)]) == 0
+
+    streams = read_streams(path)
+    assert {"w1", "w2"} >= {stream.watcher for stream in streams} > set()
+    assert all(stream.events for stream in streams[:1])
+
+
+def test_the_history_has_what_any_checker_needs() -> None:
+    """Times that differ, values that are unique per key, increments, and answers that were settled afterwards."""
+    history = [one for seed in (3, 5) for one in run(Options.draw(seed).with_values(SHORT)).history]
+    times = [time for one in history[:200] for time in (one.called, one.returned) if time is not None]
+    written = [(one.key, one.value) for one in history if one.op in {"put", "cas", "setdefault"}]
+
+    assert all(float(time).is_integer() for time in times)
+    assert {"ok"} <= {one.status for one in history} <= {"ok", "fail", "unknown"}
+    assert any(one.op == "increment" for one in history)
+    assert len(written) // 2 < len(set(written))
+
+
+def test_what_became_of_an_operation_is_settled() -> None:
+    """An outcome that was asked for is an answer in the history, and the checker agrees with it."""
+    told = {"settle": "1.0", "depositions": "1.0", "request_timeout_s": "0.5", "clients": "5", "think_s": "0.1"}
+    counts: collections.Counter[str] = collections.Counter()
+    for seed in range(1, 5):
+        report = run(Options.draw(seed).with_values({**SHORT, **told, "peers": "3"}))
+        assert report.failure is None, described(report)
+        counts += report.counts
+
+    assert counts["outcomes settled as applied"]
+    assert counts["outcomes settled as not applied"]
+
+
+def test_leases_are_held_and_lost() -> None:
+    """Holders take locks one after the other, while leaders are deposed; in the end all leases are over."""
+    told = {"depositions": "0.5", "stalls": "0.3", "holders": "4", "lease_ttl_s": "1.0", "drift": "0.04"}
+    counts: collections.Counter[str] = collections.Counter()
+    for seed in range(1, 4):
+        report = run(Options.draw(seed).with_values({"chaos_s": "6", "peers": "3", "own_limits": "0", **told}))
+        assert report.failure is None, described(report)
+        counts += report.counts
+
+    assert {"leases kept alive", "leases expired", "leases revoked", "locks taken"} <= counts.keys()
+
+
+def test_the_summary_has_operations_and_faults_by_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    """Seeds, simulated hours, and what was done and befell, of each kind."""
+    assert main(["simulate", "--seeds", "1..2", "--jobs", "1", "--set", "chaos_s=3", "--set", "partitions=1"]) == 0
+    told = capsys.readouterr().out
+
+    assert told.startswith("2 seeds, 0 failed; 0.0")
+    operations, faults = told.index("operations of clients\n"), told.index("faults\n")
+    assert operations < told.index(" increment\n") < faults < told.index(" partitions\n")
 
 
 def test_what_the_cores_do_is_traced(tmp_path: Path) -> None:

@@ -19,9 +19,47 @@ from replikv.testing.simulator.process import Process
 if TYPE_CHECKING:
     from replikv.testing.simulator.simulation import Simulation
 
-__all__ = ["Chaos", "Operator"]
+__all__ = ["FAULTS", "Chaos", "Operator"]
 
 _CUTS: Final = frozenset({"partitions", "one_way", "bridges", "flaps", "depositions"})
+
+FAULTS: Final = frozenset(
+    {
+        "partitions",
+        "one_way",
+        "bridges",
+        "flaps",
+        "depositions",
+        "resets",
+        "crashes",
+        "cuts_in_writes",
+        "stalls",
+        "clock_jumps",
+        "clocks that change",
+        "full_disks",
+        "failing_syncs",
+        "failing_writes",
+        "bit_flips",
+        "bits flipped",
+        "transfers",
+        "snapshots",
+        "kills",
+        "power cuts",
+        "power cuts in the middle of a call",
+        "power cuts while joining",
+        "power cuts while starting",
+        "frames cut off",
+        "frames late",
+        "frames lost",
+        "frames not taken",
+        "frames repeated",
+        "membership changes proposed",
+        "operations cancelled",
+        "programs upgraded",
+        "writes without room",
+    }
+)
+"""What a run counts of what befell it, by kind."""
 
 
 class Chaos:
@@ -42,6 +80,7 @@ class Chaos:
             ("crashes", self._crash),
             ("cuts_in_writes", self._cut_in_write),
             ("stalls", self._stall),
+            ("clock_jumps", self._leap),
             ("full_disks", self._full_disk),
             ("failing_syncs", self._failing_sync),
             ("failing_writes", self._failing_write),
@@ -54,6 +93,8 @@ class Chaos:
                 self._again(rate, fault, name)
         if options.drift:
             self._again(0.1, self._drift, "clocks that change")
+        for host in simulation.hosts.values():
+            simulation.after(self.random.uniform(0.1, 0.9) * options.chaos_s, host.upgrade)
 
     def end(self) -> None:
         """No more faults, and those that last end."""
@@ -64,6 +105,7 @@ class Chaos:
             host.disk.heal()
             host.disk.capacity_bytes = None
             host.set_rate(1.0)
+            host.upgrade()
             host.start()
 
     def _again(self, rate: float, fault: Callable[[], None], name: str) -> None:
@@ -171,10 +213,23 @@ class Chaos:
 
     def _stall(self) -> None:
         process = self._some()
+        if process is None:
+            return
+        simulation = self.simulation
+        # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
+        process.host.stalled_until = max(process.host.stalled_until, simulation.now + self._seconds())
+        simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
+        if self.random.random() < 0.3:
+            # It goes on where nobody can tell it what has changed.
+            seconds = process.host.stalled_until - simulation.now + self.random.uniform(0.1, 1.5)
+            others = [node_id for node_id in simulation.hosts if node_id != process.node_id]
+            links = [link for other in others for link in ((process.node_id, other), (other, process.node_id))]
+            simulation.network.part(links, seconds, f"{process.node_id} stalled and cut off")
+
+    def _leap(self) -> None:
+        process = self._some()
         if process is not None:
-            # Never less than before: what waits for the end of a stall would be overtaken by what came after it.
-            process.host.stalled_until = max(process.host.stalled_until, self.simulation.now + self._seconds())
-            self.simulation.tell(f"{process.node_id} stands still until {process.host.stalled_until:.3f}")
+            process.host.leap(self.simulation.settings.election_timeout_s * self.random.choice((1.2, 3, 30)))
 
     def _drift(self) -> None:
         process = self._some()
@@ -296,6 +351,9 @@ class Operator:
         self.simulation.after(0.5, self._look)
 
     def _join(self, leader: Process, host: Host) -> None:
+        if self.simulation.options.plain:
+            self._join_plainly(leader, host)
+            return
         if host.initialized:
             host.joining = ""
             return
@@ -311,6 +369,21 @@ class Operator:
         elif record.incarnation:
             # It was removed, or is to be, under another one.
             self._propose(leader, [MemberChange(ChangeKind.REMOVE, host.node_id)], forced=True)
+
+    def _join_plainly(self, leader: Process, host: Host) -> None:
+        """Start a newcomer that has nothing but the first membership, and have it added: it is sent the whole log."""
+        if host.node_id in leader.node.raft.membership.ids:
+            host.joining = ""
+            return
+        if not host.initialized:
+            storage = host.open()
+            host.initialize(storage, self.simulation.first_membership, None)
+            storage.close()
+            host.joining, host.wanted = host.incarnation, False
+            self.simulation.counts["peers joined"] += 1
+            host.start()
+        change = MemberChange(ChangeKind.ADD_LEARNER, host.node_id, f"at {host.node_id}", host.incarnation, {})
+        self._propose(leader, [change], forced=True)
 
     def _send_first(self, leader: Process, host: Host) -> None:
         """Bring a newcomer a snapshot that knows it; it may lose power meanwhile, and begins anew then."""
@@ -356,14 +429,18 @@ class Operator:
         membership = leader.node.raft.membership
         strangers = [host for host in self.simulation.hosts.values() if host.node_id not in membership.ids]
         if membership.joint:
-            self._propose(leader, [])
+            # Whoever left for it each time would hide a leader that does not (etcd#12136).
+            if not membership.auto_leave or random.random() < 0.1:
+                self._propose(leader, [])
         elif strangers and random.random() < 0.4:
             host = random.choice(strangers)
-            if not host.initialized:
+            if not host.initialized and not (self.simulation.options.plain and host.retired):
                 host.wanted = True
                 self._join(leader, host)
         elif membership.learners and random.random() < 0.5:
             self._propose(leader, [MemberChange(ChangeKind.ADD_VOTER, random.choice(sorted(membership.learners)))])
+        elif self.simulation.options.plain:
+            self._propose(leader, [MemberChange(ChangeKind.REMOVE, random.choice(sorted(membership.ids)))])
         else:
             changes = []
             for node_id in random.sample(sorted(membership.ids), min(len(membership.ids), random.choice((1, 1, 2, 3)))):
@@ -378,7 +455,8 @@ class Operator:
 
     def _propose_there(self, leader: Process, changes: list[MemberChange], forced: bool) -> None:
         simulation = self.simulation
-        transition = self.random.choice(list(Transition)) if not forced else Transition.AUTO
+        in_one_step = forced or simulation.options.plain
+        transition = Transition.AUTO if in_one_step else self.random.choice(list(Transition))
         change = MembershipChange(tuple(changes), transition)
         membership = leader.node.raft.membership
         try:

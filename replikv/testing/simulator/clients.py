@@ -1,33 +1,35 @@
-"""Clients and watchers: they ask the processes that they are attached to, and are held to what they see."""
+"""Clients: they ask the processes that they are attached to, and what they are told is written down."""
 
 from __future__ import annotations
 
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from random import Random
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import outcome
 
-from replikv.errors import CompactedError, OutcomeUnknownError, UnavailableError
+from replikv.errors import OutcomeUnknownError, UnavailableError
 from replikv.machine import choices, commands
 from replikv.machine.envelope import CommandKind, Status
-from replikv.machine.record import HEAD
 from replikv.machine.values import decode_value, encode_value
+from replikv.peer.outcomes import Outcome, outcome_of
 from replikv.store.entry import ABSENT
 from replikv.testing.linearizability import Operation
 from replikv.testing.simulator.loop import Errand
-from replikv.testing.simulator.oracle import broken
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.process import Process
     from replikv.testing.simulator.simulation import Simulation
 
-__all__ = ["Client", "Watcher"]
+__all__ = ["Client"]
 
 _BYTES_MAX: Final = 512
-_HEAD_BYTES: Final = HEAD.size
-Answer = tuple[Any, int | None]
+_QUESTIONS_MAX: Final = 3
+"""So often somebody asks for an outcome."""
+Answer: TypeAlias = tuple[Any, int | None]
 """Result and revision."""
+Decode: TypeAlias = Callable[[bytes], Answer]
+"""Reads the result of a command."""
 
 
 class _RefusedError(Exception):
@@ -42,13 +44,19 @@ def _decode(data: bytes | None) -> Any:
     return ABSENT if data is None else decode_value(data)
 
 
-async def _submit(process: Process, payload: bytes) -> bytes:
+async def _submit(process: Process, payload: bytes, decode: Decode) -> Answer:
     driver = process.driver
     driver.wake()
     result = await process.proposals.submit(CommandKind.MAP, payload, driver.deadline())
     if result[0] != Status.OK:
         raise _RefusedError(f"{Status(result[0]).name}: {result[1:]!r}")
-    return result[1:]
+    return decode(result[1:])
+
+
+async def _settle(process: Process, token: tuple[int, int]) -> Outcome:
+    driver = process.driver
+    driver.wake()
+    return outcome_of(token, await process.proposals.settle(token, driver.deadline()))
 
 
 async def _barrier(process: Process) -> None:
@@ -72,6 +80,8 @@ class Client:
         self._calling = False
         self._known: Process | None = None
         self._operation: dict[str, Any] = {}
+        self._decode: Decode = _nothing
+        self._questions = 0
         simulation.after(self.random.random(), self._begin)
 
     def _pause(self) -> float:
@@ -89,10 +99,13 @@ class Client:
             self.simulation.after(0.5, self._begin)
             return
         self._calling = True
+        self._attend(process)
+        process.later(0.0, self._call, process)
+
+    def _attend(self, process: Process) -> None:
         if process is not self._known:
             self._known = process
             process.ended.append(lambda: self._left_alone(process))
-        process.later(0.0, self._call, process)
 
     def _left_alone(self, process: Process) -> None:
         """The process has ended: whatever it was asked for, nobody will say."""
@@ -109,10 +122,11 @@ class Client:
         self._calling = False
         operation, coroutine = self._draw(process)
         simulation = self.simulation
+        self._questions = 0
         simulation.moment += 1
         operation["called"] = simulation.moment
         self._operation = operation
-        self._errand = errand = Errand(simulation.loop, coroutine, self._done)
+        self._errand = errand = Errand(simulation.loop, coroutine, self._done, process.later)
         if simulation.telling:
             simulation.tell(f"{self.name} at {process.node_id}: {operation['op']} {operation.get('key', '')}")
         errand.start()
@@ -131,9 +145,35 @@ class Client:
         elif isinstance(answer.error, UnavailableError | _RefusedError):
             self._end("fail")
         elif isinstance(answer.error, OutcomeUnknownError):
-            self._end("unknown")
+            self._ask_for_outcome(answer.error.token)
         else:
             raise answer.error
+
+    def _ask_for_outcome(self, token: tuple[int, int]) -> None:
+        """What became of the operation? Its own peer may be asked, or any other."""
+        process = self._attach() if self.random.random() < self.simulation.options.settle else None
+        self._errand = None
+        if process is None or self._questions >= _QUESTIONS_MAX:
+            self._end("unknown")
+            return
+        self._questions += 1
+        self._attend(process)
+
+        def settled(answer: outcome.Outcome[Outcome]) -> None:
+            if not isinstance(answer, outcome.Error):
+                found = answer.unwrap()
+                self.simulation.counts[f"outcomes settled as {'applied' if found else 'not applied'}"] += 1
+                self._end("ok", *self._decode(found.result)) if found else self._end("fail")
+            elif isinstance(answer.error, UnavailableError):
+                self._ask_for_outcome(token)
+            elif isinstance(answer.error, OutcomeUnknownError):
+                self.simulation.counts["outcomes that nobody knows"] += 1
+                self._end("unknown")
+            else:
+                raise answer.error
+
+        self._errand = errand = Errand(self.simulation.loop, _settle(process, token), settled, process.later)
+        process.later(0.0, errand.start)
 
     def _end(self, status: str, result: Any = None, revision: int | None = None) -> None:
         simulation = self.simulation
@@ -143,9 +183,10 @@ class Client:
         if status == "ok":
             self.answered += 1
             operation |= {"result": result, "rev": revision}
-        if operation["op"] != "lease":
+        if operation["op"] != "compact":
             simulation.history.append(Operation(client=self.name, **operation))
         simulation.counts[f"operations {status}"] += 1
+        simulation.counts[f"operation {operation['op']}"] += 1
         if simulation.telling:
             simulation.tell(f"{self.name}: {operation['op']} {operation.get('key', '')} {status} {result!r} {revision}")
         key = operation.get("key")
@@ -158,7 +199,7 @@ class Client:
 
     def pending(self) -> Operation | None:
         """What it waits for: nobody knows what becomes of it."""
-        if self._errand is None or self._operation["op"] == "lease":
+        if self._errand is None or self._operation["op"] == "compact":
             return None
         return Operation(client=self.name, **self._operation)
 
@@ -171,107 +212,105 @@ class Client:
 
     def _draw(self, process: Process) -> tuple[dict[str, Any], Coroutine[Any, Any, Answer]]:
         random = self.random
-        key = f"r{random.randrange(self.simulation.options.keys)}"
-        self._number += 1
-        value = f"{self.name}-{self._number}"
         if random.random() < self.simulation.options.reads:
+            key = f"r{random.randrange(self.simulation.options.keys)}"
             if random.random() < 0.3:
                 key = f"n{random.randrange(2)}"
             return {"op": "get", "key": key}, self._get(process, key)
+        operation, payload, self._decode = self._draw_command(process)
+        return operation, _submit(process, payload, self._decode)
+
+    def _draw_command(self, process: Process) -> tuple[dict[str, Any], bytes, Decode]:
+        random, options = self.random, self.simulation.options
+        key = f"r{random.randrange(options.keys)}"
+        name = key.encode()
+        self._number += 1
+        value = f"{self.name}-{self._number}"
+        if options.compactions and random.random() < options.compactions:
+            floor = max(process.replica.keyspace.revision - random.choice((0, 5, 20)), 0)
+            return {"op": "compact"}, commands.encode_compact(floor), _nothing
         kind = random.random()
         if kind < 0.45:
-            return {"op": "put", "key": key, "value": value}, self._put(process, key, value)
+            return {"op": "put", "key": key, "value": value}, commands.encode_put(name, _encode(value)), _revision
         if kind < 0.75:
             key = f"n{random.randrange(2)}"
-            return {"op": "increment", "key": key, "value": 1}, self._increment(process, key)
+            return (
+                {"op": "increment", "key": key, "value": 1},
+                commands.encode_increment(key.encode(), _encode(1)),
+                _sum,
+            )
         if kind < 0.87:
             expected = self._seen.get(key, ABSENT)
+            wanted = None if expected is ABSENT else _encode(expected)
             return (
                 {"op": "cas", "key": key, "expect": expected, "value": value},
-                self._compare_and_set(process, key, expected, value),
+                commands.encode_compare_and_set(name, wanted, _encode(value)),
+                _done,
             )
         if kind < 0.9:
-            return {"op": "delete", "key": key}, self._delete(process, key)
+            return {"op": "delete", "key": key}, commands.encode_delete(name), _done
         if kind < 0.92:
-            return {"op": "pop", "key": key}, self._pop(process, key)
+            return {"op": "pop", "key": key}, commands.encode_pop(name), _old_value
         if kind < 0.94:
-            return {"op": "setdefault", "key": key, "value": value}, self._set_default(process, key, value)
+            return (
+                {"op": "setdefault", "key": key, "value": value},
+                commands.encode_setdefault(name, _encode(value)),
+                _found_or(value),
+            )
         if kind < 0.95:
-            items = {f"r{number}": value + f"+{number}" for number in range(self.simulation.options.keys)}
-            return {"op": "update", "value": items}, self._update(process, items)
-        if kind < 0.96:
-            return {"op": "lease"}, self._lease(process, random.randrange(4))
-        other = f"r{random.randrange(self.simulation.options.keys)}"
+            items = {f"r{number}": value + f"+{number}" for number in range(options.keys)}
+            encoded = {key.encode(): _encode(value) for key, value in items.items()}
+            return {"op": "update", "value": items}, commands.encode_update(encoded), _revision
+        other = f"r{random.randrange(options.keys)}"
         expected = self._seen.get(key, ABSENT)
         writes = {other: value + "+", key: value}
         asked = {"compares": [[key, "==", expected]], "then": writes, "otherwise": {}, "reads": [key]}
-        return {"op": "txn", "value": asked}, self._transact(process, key, expected, writes)
-
-    @staticmethod
-    async def _put(process: Process, key: str, value: str) -> Answer:
-        data = await _submit(process, commands.encode_put(key.encode(), _encode(value)))
-        return None, commands.decode_put_result(data)
+        operand = None if expected is ABSENT else _encode(expected)
+        compare = choices.Comparison(choices.Target.VALUE, key, choices.Relation.EQUAL, operand)
+        puts = [choices.Put(written, _encode(value), 0) for written, value in writes.items()]
+        choice = choices.Choice([compare], [choices.Get(key), *puts], [choices.Get(key)])
+        return {"op": "txn", "value": asked}, choices.encode_transact(choice), _choice(key)
 
     @staticmethod
     async def _get(process: Process, key: str) -> Answer:
         await _barrier(process)
         return _decode(process.replica.keyspace.get_value(key)), None
 
-    @staticmethod
-    async def _increment(process: Process, key: str) -> Answer:
-        data = await _submit(process, commands.encode_increment(key.encode(), _encode(1)))
-        result = commands.decode_increment_result(data)
-        return _decode(result.value), result.revision
 
-    @staticmethod
-    async def _compare_and_set(process: Process, key: str, expected: Any, value: str) -> Answer:
-        wanted = None if expected is ABSENT else _encode(expected)
-        data = await _submit(process, commands.encode_compare_and_set(key.encode(), wanted, _encode(value)))
-        result = commands.decode_outcome_result(data)
-        return result.done, result.revision if result.done else None
+def _nothing(_: bytes) -> Answer:
+    return None, None
 
-    @staticmethod
-    async def _delete(process: Process, key: str) -> Answer:
-        data = await _submit(process, commands.encode_delete(key.encode()))
-        result = commands.decode_outcome_result(data)
-        return result.done, result.revision if result.done else None
 
-    @staticmethod
-    async def _pop(process: Process, key: str) -> Answer:
-        data = await _submit(process, commands.encode_pop(key.encode()))
-        result = commands.decode_old_value_result(data)
-        return _decode(result.value), result.revision if result.value is not None else None
+def _revision(data: bytes) -> Answer:
+    return None, commands.decode_put_result(data)
 
-    @staticmethod
-    async def _set_default(process: Process, key: str, value: str) -> Answer:
-        data = await _submit(process, commands.encode_setdefault(key.encode(), _encode(value)))
+
+def _sum(data: bytes) -> Answer:
+    result = commands.decode_increment_result(data)
+    return _decode(result.value), result.revision
+
+
+def _done(data: bytes) -> Answer:
+    result = commands.decode_outcome_result(data)
+    return result.done, result.revision if result.done else None
+
+
+def _old_value(data: bytes) -> Answer:
+    result = commands.decode_old_value_result(data)
+    return _decode(result.value), result.revision if result.value is not None else None
+
+
+def _found_or(value: str) -> Decode:
+    def decode(data: bytes) -> Answer:
         result = commands.decode_old_value_result(data)
         made = result.value is None
         return value if made else _decode(result.value), result.revision if made else None
 
-    @staticmethod
-    async def _update(process: Process, items: dict[str, str]) -> Answer:
-        encoded = {key.encode(): _encode(value) for key, value in items.items()}
-        data = await _submit(process, commands.encode_update(encoded))
-        return None, commands.decode_put_result(data)
+    return decode
 
-    @staticmethod
-    async def _lease(process: Process, number: int) -> Answer:
-        """Keys that come and go with a lease. They are in no history: replicas and watchers are compared."""
-        lease = commands.decode_grant_result(await _submit(process, commands.encode_grant(1000)))
-        for key in (f"l{number}", f"l{number}+"):
-            await _submit(process, commands.encode_put(key.encode(), _encode(number), lease))
-        await _submit(process, commands.encode_attach(f"l{number}".encode(), 0))
-        await _submit(process, commands.encode_revoke(lease))
-        return None, None
 
-    @staticmethod
-    async def _transact(process: Process, key: str, expected: Any, writes: dict[str, str]) -> Answer:
-        operand = None if expected is ABSENT else _encode(expected)
-        compare = choices.Comparison(choices.Target.VALUE, key, choices.Relation.EQUAL, operand)
-        puts = [choices.Put(name, _encode(value), 0) for name, value in writes.items()]
-        choice = choices.Choice([compare], [choices.Get(key), *puts], [choices.Get(key)])
-        data = await _submit(process, choices.encode_transact(choice))
+def _choice(key: str) -> Decode:
+    def decode(data: bytes) -> Answer:
         revision, result = choices.decode_transact_result(data)
         found = result.results[0]
         assert isinstance(found, list)
@@ -279,68 +318,4 @@ class Client:
         answer = {"succeeded": result.succeeded, "reads": {key: read}}
         return answer, revision if result.succeeded else None
 
-
-class Watcher:
-    """Follows all changes of the replica of one process, and goes on with another one when that ends."""
-
-    def __init__(self, simulation: Simulation, name: str) -> None:
-        self.simulation = simulation
-        self.name = name
-        self.random = Random(f"{name} of {simulation.options.seed}")  # noqa: S311  # a function of the seed
-        self.revision = 0
-        self._map: dict[str, bytes] = {}
-        self._process: Process | None = None
-        simulation.after(self.random.random(), self._attach)
-
-    def _attach(self) -> None:
-        processes = list(self.simulation.processes.values())
-        if not processes:
-            self.simulation.after(0.5, self._attach)
-            return
-        self._process = process = self.random.choice(processes)
-        process.listeners.append(self._read)
-        process.ended.append(self._detached)
-        self._read()
-
-    def _detached(self) -> None:
-        self._process = None
-        self.simulation.after(self.random.random(), self._attach)
-
-    def _read(self) -> None:
-        process = self._process
-        assert process is not None
-        keyspace = process.replica.keyspace
-        if keyspace.revision <= self.revision:
-            return  # it lags behind what was seen elsewhere
-        oracle = self.simulation.oracle
-        try:
-            changes_since = keyspace.changes_since(self.revision)
-        except CompactedError:
-            self.simulation.counts["watches that began anew"] += 1
-            self._map = dict(keyspace.scan())
-            self.revision = keyspace.revision
-            return
-        for revision, changes in changes_since:
-            if revision != self.revision + 1:
-                broken("watches", f"{self.name} sees revision {revision} after {self.revision}")
-            oracle.compare_changes(process.node_id, revision, changes)
-            for key, record, previous in changes:
-                if self._map.get(key) != previous:
-                    broken("watches", f"{self.name} is told of another {key!r} before {revision} than it saw")
-                if HEAD.unpack_from(record)[4]:
-                    self._map[key] = record
-                else:
-                    self._map.pop(key, None)
-            self.revision = revision
-            self.simulation.counts["changes watched"] += 1
-
-    def finish(self) -> None:
-        """All is well, and nothing more happens: it must have been told of everything that its replica has."""
-        process = self._process
-        if process is None:
-            return
-        keyspace = process.replica.keyspace
-        if self.revision < keyspace.revision:
-            broken("watches", f"{self.name} was told up to {self.revision}, and {keyspace.revision} is there")
-        if self.revision == keyspace.revision and self._map != dict(keyspace.scan()):
-            broken("watches", f"{self.name} has another map at {self.revision} than its replica")
+    return decode

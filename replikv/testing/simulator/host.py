@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Final
 
-from replikv.errors import CorruptionError, StorageError
+from replikv.errors import CorruptionError, StorageError, UpgradeRequiredError
 from replikv.raft.entries import NO_NODE, SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.raft.stable import MemoryStorage, Write
+from replikv.settings import Settings
 from replikv.storage.base import Identity, StorageFullError
 from replikv.storage.disk import DiskStorage
 from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
@@ -27,6 +29,11 @@ CLUSTER_ID: Final = "simulated"
 _DIRECTORY: Final = Path("state")
 _CALLS_AHEAD: Final = 60
 """Among how many of the next calls to a disk the one is drawn in which the power goes."""
+_OLD: Final = 0.4
+"""How likely a peer is to run an old program at first, if there are any."""
+
+
+_WRITES_AHEAD: Final = 6
 
 
 class Host:
@@ -46,15 +53,19 @@ class Host:
         self.flipped = False
         """Whether bits of the disk were flipped since it was put in."""
         self.wanted = False
+        self.retired = False
+        """Whether it was a member once that is removed."""
         """Whether it is to join the cluster."""
         self.joining = ""
         """The incarnation under which it was asked to be added; empty when it was not."""
         self.doubtful: Sequence[Write] = ()
         """What was being written when the process ended: it may be on disk, or not."""
-        self._offset = self.random.random()
         self._clock_since = 0.0
-        self._clock = self.random.random() * 100
-        self._starts = 0
+        self._clock = self._shown = self.random.random() * 100
+        own = Random(f"settings of {node_id} of {simulation.options.seed}")  # noqa: S311  # a function of the seed
+        self.settings = _own_limits(simulation.settings, own) if simulation.options.own_limits else simulation.settings
+        self.old = simulation.options.old_peers and own.random() < _OLD
+        """Whether the program that is installed knows the first version of commands only."""
         self.new_disk()
 
     def new_disk(self) -> None:
@@ -67,15 +78,23 @@ class Host:
         self.lost = self.flipped = False
         self.joining = ""
         self.doubtful = ()
+        self.old = self.old and self.simulation.now == 0.0  # whoever joins has the newest program
 
     def time(self) -> float:
-        """What its clock says. It grows a little at each look, if looking costs anything."""
+        """What its clock says. If looking costs anything, it grows by that within a moment, and is overtaken again."""
         now = self.simulation.now
         self._clock += (now - self._clock_since) * self.rate
         self._clock_since = now
         if look := self.simulation.options.apply_look_s:
-            self._clock += look
+            self._shown = max(self._shown + look, self._clock)
+            return self._shown
         return self._clock
+
+    def leap(self, seconds: float) -> None:
+        """Have the clock jump ahead."""
+        self.time()
+        self._clock += seconds
+        self.simulation.tell(f"the clock of {self.node_id} jumps ahead by {seconds:.3f} s")
 
     def set_rate(self, rate: float) -> None:
         """Have the clock run otherwise from now on."""
@@ -151,7 +170,6 @@ class Host:
         if self.process is not None or self.lost or not self.initialized:
             return
         simulation = self.simulation
-        self._starts += 1
         clock, simulation.loop.clock = simulation.loop.clock, self.time
         if simulation.options.cuts_in_writes and not simulation.chaos.over and self.random.random() < 0.2:
             self.cut_power_soon()
@@ -171,6 +189,11 @@ class Host:
             return
         except CorruptionError as exc:
             self.lose_disk(exc)
+            return
+        except UpgradeRequiredError:
+            self.disk.kill()
+            self.upgrade()
+            simulation.after(0.1, self.start)
             return
         except StorageFullError:
             self.disk.kill()
@@ -233,6 +256,15 @@ class Host:
         else:
             self.disk.crash()
 
+    def upgrade(self) -> None:
+        """Install the newest program, and start it."""
+        if self.old:
+            self.old = False
+            self.simulation.counts["programs upgraded"] += 1
+            self.simulation.tell(f"{self.node_id} gets the newest program")
+            if self.process is not None:
+                self.kill()
+
     def lose_disk(self, error: CorruptionError) -> None:
         """Damage was found."""
         if not self.flipped:
@@ -252,6 +284,7 @@ class Host:
         self.simulation.counts["peers removed"] += 1
         self.simulation.tell(f"{self.node_id} leaves the cluster: {why}")
         self._end_process()
+        self.retired = True
         self.simulation.oracle.left(self.node_id)
         self.new_disk()
 
@@ -279,8 +312,11 @@ class Host:
     # -- faults --------------------------------------------------------------------------------------------------------
 
     def cut_power_soon(self) -> None:
-        """In the middle of one of the next calls to the disk."""
-        self.disk.stop(after=self.random.randrange(_CALLS_AHEAD))
+        """In the middle of one of the next calls to the disk: half of the time one of those that may tear a frame."""
+        if self.random.random() < 0.5:
+            self.disk.stop(self.random.choice(("pwrite", "fdatasync")), after=self.random.randrange(_WRITES_AHEAD))
+        else:
+            self.disk.stop(after=self.random.randrange(_CALLS_AHEAD))
 
     def fill_disk(self, seconds: float) -> None:
         """Nothing more fits for a while."""
@@ -303,6 +339,18 @@ class Host:
         position = self.disk.rot(path)
         self.flipped = True
         self.simulation.tell(f"{self.node_id} has a bit flipped in byte {position} of {path}")
+
+
+def _own_limits(settings: Settings, random: Random) -> Settings:
+    """Limits that are reached; those of another peer are others."""
+    return dataclasses.replace(
+        settings,
+        keys_max=random.choice([10, 20, settings.keys_max]),
+        state_bytes_max=random.choice([6000, settings.state_bytes_max]),
+        leases_max=random.choice([2, 4, settings.leases_max]),
+        sessions_max=random.choice([3, settings.sessions_max]),
+        operations_per_command_max=random.choice([8, 12, settings.operations_per_command_max]),
+    )
 
 
 def _difference(image: MemoryStorage, expected: MemoryStorage, snapshot_index: int) -> str | None:

@@ -7,7 +7,8 @@ frame may be lost, repeated or overtaken while the connection lasts.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import functools
+from collections.abc import Callable, Collection
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
@@ -203,12 +204,9 @@ class Wire:
     """The transport of one process, as far as the driver and its parts ask for it."""
 
     def __init__(self, network: Network, process: Process) -> None:
-        self._network = network
         self._process = process
-
-    def send(self, node_id: str, frame: bytes) -> bool:
+        self.send: Final[Callable[[str, bytes], bool]] = functools.partial(network.send, process)
         """As :meth:`replikv.Transport.send`."""
-        return self._network.send(self._process, node_id, frame)
 
     def statistics(self) -> dict[str, dict[str, Any]]:
         """As :meth:`replikv.Transport.statistics`, as far as it is asked for."""

@@ -11,7 +11,11 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
 
-__all__ = ["Options"]
+__all__ = ["DRIFT_ASSUMED", "Options"]
+
+DRIFT_ASSUMED: Final = 0.05
+"""Clocks between 1 - this and 1 + this differ by less than a ninth, which is what a holder of a lease gives away."""
+_ALIKE: Final = 0.8
 
 _LATER: Final = 0.5
 """How likely a fault is to be in a run at all."""
@@ -90,6 +94,28 @@ class Options:
     changes: float = 0.0
     transfers: float = 0.0
     snapshots: float = 0.0
+    # -- leases, sessions, limits, versions, the past --
+    holders: int = 2
+    """Those who hold leases, and locks by them."""
+    locks: int = 1
+    lease_ttl_s: float = 2.0
+    clock_jumps: float = 0.0
+    """Clocks leap ahead, by more than an election timeout: smaller leaps are drift. None ever goes back."""
+    settle: float = 0.5
+    """How likely a client is to ask what became of an operation whose outcome is unknown."""
+    compactions: float = 0.0
+    """Which share of what clients do has the history forgotten."""
+    sessions_max: int = 1024
+    own_limits: bool = False
+    """Whether each peer has limits of its own in its settings: those of who leads hold."""
+    old_peers: bool = False
+    """Whether some run a program, at first, that does not know the newest commands."""
+    history_bytes_max: int = 64 << 20
+    history_age_s: float = 86_400.0
+    watch_buffer: int = 1024
+    plain: bool = False
+    """Keep to what etcd's specification has words for: no pre-votes; members change one at a time, in one step, and
+    never come back; newcomers begin with the first membership and an empty log."""
 
     @classmethod
     def draw(cls, seed: int) -> Options:
@@ -101,7 +127,7 @@ class Options:
             return round(rate, 4) if random.random() < share else 0.0
 
         lease_reads = random.random() < 0.25
-        return cls(
+        drawn = cls(
             seed=seed,
             peers=random.choice([1, 2, 3, 3, 3, 3, 4, 5, 5, 7]),
             spares=random.choice([0, 1, 1, 2]),
@@ -151,7 +177,28 @@ class Options:
             changes=maybe(0.1, 0.5),
             transfers=maybe(0.05, 0.2),
             snapshots=maybe(0.05, 0.3, 0.3),
+            holders=random.choice([0, 1, 1, 3]),
+            locks=random.choice([1, 1, 2]),
+            lease_ttl_s=random.choice([0.8, 1.5, 3.0]),
+            clock_jumps=maybe(0.03, 0.15, 0.3),
+            settle=random.choice([0.0, 0.5, 1.0]),
+            compactions=maybe(0.005, 0.05, 0.3),
+            sessions_max=random.choice([1024, 1024, 2, 4]),
+            own_limits=random.random() < 0.25,
+            old_peers=random.random() < 0.25,
+            history_bytes_max=random.choice([64 << 20, 64 << 20, 3000, 20_000]),
+            history_age_s=random.choice([86_400.0, 86_400.0, 1.0, 5.0]),
+            watch_buffer=random.choice([1024, 8, 1]),
         )
+        return drawn._with_clocks_as_assumed(random.random())
+
+    def _with_clocks_as_assumed(self, chance: float) -> Options:
+        """What rests on clocks is promised while they run alike: mostly they do where it is
+        asked for, and leap in no run in which a lease on reads does not expect it."""
+        drift = self.drift
+        if self.holders and drift > DRIFT_ASSUMED and chance < _ALIKE:
+            drift = round(drift * DRIFT_ASSUMED / 0.3, 4)
+        return dataclasses.replace(self, drift=drift, clock_jumps=0.0 if self.lease_reads else self.clock_jumps)
 
     def with_values(self, values: dict[str, str]) -> Options:
         """These options with some set otherwise, from text. Raises ValueError for what is none, or cannot be read."""
@@ -162,6 +209,27 @@ class Options:
             kind = type(getattr(self, name))
             changes[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
         return dataclasses.replace(self, **changes)
+
+    def traceable(self) -> Options:
+        """These options, with all set otherwise that a trace cannot have; short, as a model checker takes minutes, with
+        much happening."""
+        without = ("duplication", "snapshots", *FAULT_GROUPS[1], *FAULT_GROUPS[2])
+        return dataclasses.replace(
+            self.with_values(dict.fromkeys(without, "0")),
+            plain=True,
+            peers=min(self.peers, 5),
+            spares=max(self.spares, 1),
+            chaos_s=5.0,
+            think_s=max(self.think_s, 0.3),
+            clients=min(self.clients, 3),
+            holders=min(self.holders, 1),
+            heartbeat_s=0.2,
+            snapshot_log_entries=1 << 20,
+            apply_look_s=0.0,
+            partitions=max(self.partitions, 0.2),
+            changes=max(self.changes, 0.4),
+            transfers=max(self.transfers, 0.2),
+        )
 
     def differences(self) -> dict[str, str]:
         """What is other than the seed has it, as text."""
@@ -178,7 +246,7 @@ class Options:
         if self.chaos_s > 2:
             yield replace(self, chaos_s=round(self.chaos_s / 2, 2))
             yield replace(self, chaos_s=round(self.chaos_s * 0.8, 2))
-        for name, least in (("clients", 1), ("watchers", 0), ("spares", 0), ("keys", 1)):
+        for name, least in (("clients", 1), ("watchers", 0), ("holders", 0), ("spares", 0), ("keys", 1)):
             value = getattr(self, name)
             if value > least:
                 yield replace(self, **{name: least})
@@ -197,9 +265,14 @@ FAULT_GROUPS: Final = (
     ("duplication",),
     ("reorder",),
     ("late",),
+    ("stalls", "clock_jumps"),
     ("stalls",),
+    ("clock_jumps",),
     ("drift",),
     ("give_up",),
+    ("settle",),
+    ("compactions",),
+    ("own_limits", "old_peers"),
     ("lease_reads",),
     ("apply_look_s",),
     ("partitions",),

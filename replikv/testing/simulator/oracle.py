@@ -1,6 +1,6 @@
 """What must hold of a whole cluster at every event: the invariants of the cores, and those of disks, machines, clients.
 
-Those of the cores are in ``replikv/raft/invariants.py``. These come on top:
+Those of the cores are in ``replikv/raft/invariants.py``, those of elections in ``mandates.py``. These come on top:
 
 ===========================  ========================================================================================
 applied in order             a machine gets every committed entry once, in order, none left out
@@ -15,7 +15,8 @@ exactly once                 a sequence of a session is applied once: later atte
 durable is durable           a restart finds what was synced, and of what was being written all or nothing
 torn is not damaged          a disk of which no bit was flipped is never taken for damaged
 failed syncs are final       a process that has seen a sync fail syncs that file never again
-watches                      no gap, nothing twice, in order, the right previous value, none left out in the end
+leases, locks                see tenures.py
+watches                      nine properties: see replikv/testing/watch_validation
 linearizable                 what clients saw could have come from one map, and revisions tell its order
 liveness                     when the faults have ended, everything works again within a bound
 ===========================  ========================================================================================
@@ -28,12 +29,13 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from replikv.errors import CompactedError
-from replikv.machine.envelope import HEADER, HEADER_BYTES
+from replikv.machine.commands import REVOKE, Operation
+from replikv.machine.envelope import HEADER, HEADER_BYTES, Status
 from replikv.machine.keyspace import Changes
 from replikv.machine.record import HEAD
 from replikv.raft.entries import Entry, SnapshotMetadata
-from replikv.raft.invariants import Invariants
 from replikv.raft.roles import Role
+from replikv.testing.simulator.mandates import Mandates
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.process import Process
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
 __all__ = ["BrokenInvariantError", "Oracle", "broken"]
 
 _MAP: Final = 1
+_REVOKE: Final = int(Operation.REVOKE)
 DIGEST_S: Final = 2.0
 """How often a replica is digested, for others to be compared with."""
 
@@ -60,7 +63,7 @@ class Oracle:
 
     def __init__(self, simulation: Simulation) -> None:
         self.simulation = simulation
-        self.core = Invariants()
+        self.core = Mandates()
         self.revision = 0
         """The newest revision that any replica has come to."""
         self.changes: dict[int, Changes | None] = {0: ()}
@@ -94,6 +97,7 @@ class Oracle:
     def after_turn(self, process: Process) -> None:
         """Look at a process that has had a turn."""
         self.observe(process)
+        self.core.observe_heard(process.node.raft, process.driver.ticks, process.driver.steward.heard)
         log = process.node.raft.log
         applied, durable = process.driver.applier.index, process.host.durable.last_index()
         if not applied <= min(log.committed, durable):
@@ -175,7 +179,14 @@ class Oracle:
                 continue
             self._position = position
             _, kind, _, session, sequence, _ = HEADER.unpack_from(command)
-            if not session or kind != _MAP or result[0] != 0:
+            if result[0] == Status.UNKNOWN_SESSION:
+                self.simulation.counts["commands of evicted sessions"] += 1
+            if kind != _MAP or result[0] != 0:
+                continue
+            if command[HEADER_BYTES] == _REVOKE:
+                lease = REVOKE.unpack_from(command, HEADER_BYTES)[1]
+                self.simulation.tenures.ended(lease, by_leader=not session)
+            if not session:
                 continue
             # A sequence that is known is answered with the result that is kept: the same bytes, its revision included.
             first = self._executed.setdefault((session, sequence), result)

@@ -6,36 +6,41 @@ them. It ends in the middle of whatever it does, or of whatever the disk does fo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import dataclasses
+from collections.abc import Callable, Sequence
 from random import Random
 from typing import TYPE_CHECKING, Any, Final
 
-import trio
-
-from replikv.errors import CorruptionError, StorageError
+from replikv.errors import CorruptionError, StorageError, UpgradeRequiredError
+from replikv.machine.governance import Versions
 from replikv.machine.replica import Replica
-from replikv.peer.admission import LEASE, Admission
+from replikv.peer.admission import COMMANDS, LEASE, Admission
 from replikv.peer.applier import Applier
 from replikv.peer.barriers import Barriers
 from replikv.peer.driver import Driver
 from replikv.peer.lessee import Lessee
 from replikv.peer.life import core_config
 from replikv.peer.proposals import Proposals
-from replikv.peer.protocol import Moved
+from replikv.peer.protocol import LeaseQuestions, Moved
 from replikv.peer.snapshot_receiver import ReceivedSnapshot
 from replikv.raft.entries import Entry, EntryKind
 from replikv.raft.membership import Membership
 from replikv.raft.messages import Message
 from replikv.raft.node import RawNode
 from replikv.raft.reads import ReadState
+from replikv.settings import Settings
 from replikv.storage.disk import DiskStorage
+from replikv.store.store import Store
+from replikv.store.watch_hub import WatchHub
 from replikv.testing.simulated_disk import PowerCut
+from replikv.testing.simulator.face import Face
 from replikv.testing.simulator.network import Wire
 from replikv.testing.simulator.transfers import Transfer
 from replikv.testing.simulator.writer import Taker, Writer
 
 if TYPE_CHECKING:
     from replikv.testing.simulator.host import Host
+    from replikv.testing.simulator.simulation import Simulation
 
 __all__ = ["Process"]
 
@@ -51,6 +56,18 @@ class _Clock:
 
     def now(self) -> float:
         return self._host.time() / self._tick_s
+
+
+class _Woken:
+    """Stands for the event that the driver is woken by, and is used for all turns."""
+
+    __slots__ = ("up",)
+
+    def __init__(self) -> None:
+        self.up = False
+
+    def set(self) -> None:
+        self.up = True
 
 
 class _Barriers(Barriers):
@@ -72,9 +89,26 @@ class _Barriers(Barriers):
         super().confirm(context, index)
 
 
-class _Applier(Applier):
-    """Tells what is applied."""
+class _Lessee(Lessee):
+    """Tells when questions were sent, on the clock of the simulation."""
 
+    simulation: Simulation
+
+    def __init__(self, first_number: int) -> None:
+        super().__init__(first_number)
+        self.sent_at: dict[float, float] = {}
+
+    def take(self, now_ticks: int, now: float) -> LeaseQuestions | None:
+        questions = super().take(now_ticks, now)
+        if questions is not None:
+            self.sent_at[now] = self.simulation.now
+        return questions
+
+
+class _Applier(Applier):
+    """Tells what is applied. Stops within entries, too, which have few commands here."""
+
+    commands_per_look = 1
     process: Process
 
     def add(self, entries: Sequence[Entry]) -> None:
@@ -114,7 +148,8 @@ class Process:
         self.node_id = host.node_id
         self.simulation = simulation = host.simulation
         self.options = simulation.options
-        self.settings = settings = simulation.settings
+        self.settings: Settings = host.settings
+        settings = self.settings
         self.random = host.random
         self.storage = storage
         self.over = False
@@ -131,19 +166,29 @@ class Process:
         self.installing: ReceivedSnapshot | None = None
         self.sending: set[str] = set()
         self._turn_due = False
+        self._woken = _Woken()
         self._refused = False
         image = storage.image
         snapshot = image.snapshot()
-        attributes: Mapping[str, str] = {LEASE: str(settings.election_timeout_s)} if settings.lease_reads else {}
+        self.replica: Replica = Replica()
+        if host.old:
+            self.replica.known = Versions(0, 0)  # type: ignore[misc]
+        attributes = {COMMANDS: str(self.replica.known.commands)}
+        if settings.lease_reads:
+            attributes[LEASE] = str(settings.election_timeout_s)
         self.admission = Admission(storage.identity, snapshot.membership, snapshot.index, attributes)
         for entry in image.entries(image.first_index(), image.last_index() + 1):
             if entry.kind == EntryKind.MEMBERSHIP:
                 self.admission.note(entry)
-        self.replica = Replica()
         self.proposals = Proposals(self.node_id, settings.proposals_max, self._randomness())
         self.barriers = _Barriers(self.random.getrandbits(62))
         self.barriers.process = self
-        self.node = RawNode(core_config(self.node_id, settings, snapshot.index), image, self._randomness())
+        self.lessee = _Lessee(self.random.getrandbits(62))
+        self.lessee.simulation = simulation
+        config = core_config(self.node_id, settings, snapshot.index)
+        if self.options.plain:
+            config = dataclasses.replace(config, pre_vote=False)
+        self.node = RawNode(config, image, self._randomness())
         self.driver = _Driver(
             node_id=self.node_id,
             settings=settings,
@@ -154,7 +199,7 @@ class Process:
             admission=self.admission,
             proposals=self.proposals,
             barriers=self.barriers,
-            lessee=Lessee(self.random.getrandbits(62)),
+            lessee=self.lessee,
             listeners=self.listeners,
             send_snapshot=self._send_snapshot,
             membership_applied=self._membership_applied,
@@ -162,6 +207,7 @@ class Process:
             randomness=self._randomness(),
         )
         self.driver.process = self
+        self.driver._woken = self._woken  # type: ignore[assignment]
         self.writer = Writer(self)
         self.driver.persister = self.writer  # type: ignore[assignment]
         self.driver.taker = Taker(self)  # type: ignore[assignment]
@@ -170,6 +216,9 @@ class Process:
             self.replica, snapshot.index, snapshot.term, self._results, self.driver._apply_membership
         )
         applier.process = self
+        face = Face(self)
+        self.hub = WatchHub(face)
+        self.store = Store(face, self.hub)
 
     def _randomness(self) -> Random:
         return Random(self.random.getrandbits(64))  # noqa: S311  # a function of the seed
@@ -207,7 +256,7 @@ class Process:
 
     def refused(self, reason: str) -> None:
         """Somebody would not have it, for good."""
-        if not self._refused:
+        if not self._refused and not self._waits_to_join():
             self._refused = True
             self.simulation.after(0.1, self.host.retire, self, reason.partition(":")[0])
 
@@ -223,31 +272,31 @@ class Process:
         simulation = self.simulation
         simulation.at(simulation.now + seconds, self._step, (step, args))
 
-    def _step(self, step: Callable[..., object], args: tuple[Any, ...]) -> None:
-        if self.over:
-            return
-        if self.host.stalled_until > self.simulation.now:
-            self.simulation.at(self.host.stalled_until, self._step, (step, args))
-            return
-        self.run(step, *args)
-
     def run(self, step: Callable[..., object], *args: Any) -> None:
-        """Take a step now. Whatever ends a process ends it."""
+        """Take a step now, whether it stands still or not. Whatever ends a process ends it."""
+        self._step(step, args, now=True)
+
+    def _step(self, step: Callable[..., object], args: tuple[Any, ...], now: bool = False) -> None:
         if self.over:
             return
-        simulation = self.simulation
+        host, simulation = self.host, self.simulation
+        if host.stalled_until > simulation.now and not now:
+            simulation.at(host.stalled_until, self._step, (step, args))
+            return
         loop = simulation.loop
-        clock, loop.clock = loop.clock, self.host.time
+        clock, loop.clock = loop.clock, host.time
         try:
             step(*args)
-            loop.resume_woken()
-            if not self._turn_due and self.driver._woken.is_set():
-                self._turn_due = True
-                simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+            if loop.woken:
+                loop.resume_woken()
+            if self._woken.up and not self._turn_due:
+                self._have_turn()
         except PowerCut:
             self.host.cut_power("in the middle of a call")
         except CorruptionError as exc:
             self.host.lose_disk(exc)
+        except UpgradeRequiredError:
+            self.host.upgrade()
         except StorageError as exc:
             self.host.fail(exc)
         finally:
@@ -257,14 +306,16 @@ class Process:
         """A frame has arrived: it waits for the next turn."""
         self.driver.receive(sender, frame)
         if not self._turn_due:
-            self._turn_due = True
-            simulation = self.simulation
-            simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
+            self._have_turn()
+
+    def _have_turn(self) -> None:
+        self._turn_due = True
+        simulation = self.simulation
+        simulation.at(simulation.now + self.random.random() * self.options.turn_s, self._step, (self._turn, ()))
 
     def _turn(self) -> None:
-        self._turn_due = False
+        self._turn_due = self._woken.up = False
         driver = self.driver
-        driver._woken = trio.Event()
         driver._turn()
         if self.installing is not None and self.installing.done.is_set() and self.reception is not None:
             self.reception.finish()
@@ -302,12 +353,15 @@ class Process:
             self.later(2 * self.settings.election_timeout_s + 0.2, self._leave)
 
     def _leave(self) -> None:
-        if self.node_id in self.admission.membership.ids:
+        if self.node_id in self.admission.membership.ids or self._waits_to_join():
             return
         if self.node.raft.leader == self.node_id or not self.host.dispensable():
             self.later(self.settings.election_timeout_s, self._leave)
         else:
             self.simulation.after(0.0, self.host.retire, self, "removed")
+
+    def _waits_to_join(self) -> bool:
+        return self.options.plain and bool(self.host.joining)
 
 
 def _ignore(_moved: Moved) -> None:

@@ -19,19 +19,24 @@ from replikv.raft.roles import Role
 from replikv.settings import Settings
 from replikv.testing.linearizability import Operation, check, check_revisions
 from replikv.testing.simulator.chaos import Chaos, Operator
-from replikv.testing.simulator.clients import Client, Watcher
+from replikv.testing.simulator.clients import Client
+from replikv.testing.simulator.holders import Holder
 from replikv.testing.simulator.host import Host
 from replikv.testing.simulator.loop import Loop
 from replikv.testing.simulator.network import Network
 from replikv.testing.simulator.options import Options
 from replikv.testing.simulator.oracle import Oracle, broken
 from replikv.testing.simulator.process import Process, describe
+from replikv.testing.simulator.tenures import Tenures
+from replikv.testing.simulator.watchers import Follower, Watcher, history_of
+from replikv.testing.watch_validation import WatchStream, validate
 
 __all__ = ["Report", "Simulation", "run"]
 
 _CHECK_S: Final = 60.0
 """How long the history may be searched for an order, on the wall clock: the only place where it counts."""
 _QUIET_S: Final = 2.0
+_PROGRESS_S: Final = 1.5
 
 
 @dataclasses.dataclass(slots=True)
@@ -46,6 +51,8 @@ class Report:
     transcript: list[str] | None
     history: list[Operation]
     """What clients saw; what they still waited for in the end is not in it."""
+    streams: list[WatchStream]
+    """What watchers were told."""
 
     @property
     def kind(self) -> str | None:
@@ -65,17 +72,23 @@ class Simulation:
         self.moment = 0
         """Counts the calls and returns of clients: the clock of the history."""
         self.history: list[Operation] = []
+        self.streams: list[WatchStream] = []
         self.counts: collections.Counter[str] = collections.Counter()
         self._heap: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._number = 0
         self.loop = Loop()
         self.settings = _settings(options)
         self.oracle = Oracle(self)
+        self.tenures = Tenures(self)
+        self.clients: list[Client] = []
+        self.holders: list[Holder] = []
+        self.watchers: list[Watcher] = []
         self.hosts: dict[str, Host] = {}
         self.processes: dict[str, Process] = {}
         self.membership = Membership()
         """The newest one that anybody has applied."""
         self.membership_index = 0
+        self.first_membership = self.membership
         self.network = Network(self, Random(f"network of {options.seed}"))  # noqa: S311  # a function of the seed
 
     # -- time ----------------------------------------------------------------------------------------------------------
@@ -108,23 +121,36 @@ class Simulation:
         """Chaos, then calm, then judgement. Raises whatever breaks."""
         options = self.options
         with self.loop.running():
-            self._start()
-            self.clients = [Client(self, f"c{number}") for number in range(1, options.clients + 1)]
-            self.watchers = [Watcher(self, f"w{number}") for number in range(1, options.watchers + 1)]
-            self.operator = Operator(self)
-            self.chaos = Chaos(self)
-            self.network.dial()
-            self._pass(options.chaos_s)
-            self.tell("calm")
-            self.chaos.end()
-            self._recover()
-        self._judge()
+            try:
+                self._start()
+                self.clients = [Client(self, f"c{number}") for number in range(1, options.clients + 1)]
+                self.holders = [Holder(self, f"h{number}") for number in range(1, options.holders + 1)]
+                self.watchers = [Watcher(self, f"w{number}") for number in range(1, options.watchers + 1)]
+                self.follower = Follower(self)
+                self.operator = Operator(self)
+                self.chaos = Chaos(self)
+                self.network.dial()
+                self._pass(options.chaos_s)
+                self.tell("calm")
+                self.chaos.end()
+                self._recover()
+                self._judge()
+            finally:
+                self._close()
+
+    def _close(self) -> None:
+        for process in list(self.processes.values()):
+            process.over = True
+        closing: list[Client | Holder | Watcher] = [*self.clients, *self.holders, *self.watchers]
+        for one in closing:
+            one.close()
 
     def _start(self) -> None:
         ids = [f"n{number}" for number in range(1, self.options.peers + self.options.spares + 1)]
         self.hosts = {node_id: Host(self, node_id) for node_id in ids}
         first = ids[: self.options.peers]
-        membership = self.membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
+        membership = Membership.of_voters({node_id: f"at {node_id}" for node_id in first})
+        self.membership = self.first_membership = membership
         for node_id in first:
             host = self.hosts[node_id]
             storage = host.open()
@@ -146,6 +172,8 @@ class Simulation:
         began = self.now
         answered = {client.name: client.answered for client in self.clients}
         reason: str | None = "nothing was tried"
+        # Since when all else has been well in one term: then nobody but the clock holds leases.
+        well: tuple[int, float] = (-1, 0.0)
         while self.now < began + self.options.calm_s:
             self._pass(self.now + 0.5)
             for host in self.hosts.values():
@@ -153,10 +181,27 @@ class Simulation:
             if self.now < began + _QUIET_S:
                 continue
             reason = self._unwell(answered)
+            if reason is None and (lease := self._lease_left()) is not None:
+                term, leader, left = lease
+                if term != well[0]:
+                    well = (term, self.now)
+                reason = f"lease {left}, which nobody keeps alive, has not ended"
+                if self.now > well[1] + self._lease_bound_s():
+                    broken("liveness", f"{self.now - well[1]:.1f} s after all was well with {leader}: {reason}")
             if reason is None:
                 self.counts["seconds to recover"] += round(self.now - began)
                 return
         broken("liveness", f"{self.options.calm_s} s after the last fault: {reason}")
+
+    def _lease_left(self) -> tuple[int, str, int] | None:
+        """Term and name of the leader, and a lease that it has not ended, if there is one."""
+        leader = self.operator.leader()
+        left = next(iter(leader.replica.map.leases.table), None) if leader is not None else None
+        return None if leader is None or left is None else (leader.node.raft.term, leader.node_id, left)
+
+    def _lease_bound_s(self) -> float:
+        """The longest lease, and time for whoever leads to notice, to be confirmed and to have its end committed."""
+        return 1.5 * self.options.lease_ttl_s + 2 * self.settings.election_timeout_s + 3.0
 
     def _unwell(self, answered: dict[str, int]) -> str | None:
         """What does not work yet."""
@@ -189,6 +234,7 @@ class Simulation:
                 index, digest = process.driver.applier.index, process.replica.digest()
                 if digests.setdefault(index, digest) != digest:
                     broken("equal replicas", f"{process.node_id} has another state at entry {index} in the end")
+        self.tenures.judge()
         self._judge_watchers()
         pending = [client.pending() for client in self.clients]
         history = [*self.history, *(one for one in pending if one is not None)]
@@ -202,8 +248,12 @@ class Simulation:
             broken("linearizable", f"revisions: {verdict}")
 
     def _judge_watchers(self) -> None:
-        for watcher in self.watchers:
-            watcher.finish()
+        self.follower.finish()
+        ends = [watcher.finish() for watcher in self.watchers]
+        last = {(end.watcher, end.stream): end for end in ends if end is not None}
+        streams = [last.get((one.watcher, one.stream), one) for one in self.streams]
+        for violation in validate(streams, history_of(self.oracle.changes)):
+            broken("watches", str(violation))
 
     def _judge_increments(self, history: list[Operation], newest: Process) -> None:
         """An increment that was answered counts once, one of which nothing is known at most once."""
@@ -237,6 +287,10 @@ def _settings(options: Options) -> Settings:
         snapshot_log_entries=options.snapshot_log_entries,
         trailing_entries=options.trailing_entries,
         history_revisions=options.history_revisions,
+        history_bytes_max=options.history_bytes_max,
+        history_age_s=options.history_age_s,
+        sessions_max=options.sessions_max,
+        watch_progress_interval_s=_PROGRESS_S,
         wal_segment_bytes=options.segment_bytes,
     )
 
@@ -252,15 +306,10 @@ def run(options: Options, *, transcript: bool = False) -> Report:
         simulation.tell(f"broken: {failure}")
         if not type(exc).__module__.startswith("replikv."):
             failure = f"{type(exc).__name__}: {exc} at {_place(exc)}"
-    finally:
-        for process in list(simulation.processes.values()):
-            process.over = True
-        for client in getattr(simulation, "clients", ()):
-            client.close()
     counts = simulation.counts
     counts["events"] = simulation.events
     lines = simulation.transcript if transcript else None
-    return Report(options, failure, counts, simulation.now, lines, simulation.history)
+    return Report(options, failure, counts, simulation.now, lines, simulation.history, simulation.streams)
 
 
 def _place(exc: BaseException) -> str:
