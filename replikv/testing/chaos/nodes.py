@@ -170,6 +170,7 @@ class Nodes:
 
     # -- coming and going ----------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection  # else Ctrl-C could leave behind a process that nobody knows of yet
     async def start(self, node: Node, *, via: Iterable[str] = ()) -> None:
         """Start one: for the first time, by way of these members unless it is one of the first; or again."""
         options = self._options
