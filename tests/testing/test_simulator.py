@@ -9,6 +9,7 @@ import collections
 import concurrent.futures
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -374,3 +375,16 @@ def test_what_the_cores_do_is_traced(tmp_path: Path) -> None:
             assert sent[message] >= 0, message
     assert {"InitState"} == set(first.values())
     assert {"BecomeLeader", "Commit", "Replicate", "Ready"} <= {event["name"] for event in events}
+
+
+def test_the_page_has_every_invariant() -> None:
+    """By the names that failures begin with, and reliability.md says how many there are."""
+    root = Path(__file__).parents[2]
+    sources = [root / "replikv" / "raft" / "invariants.py", *(root / "replikv" / "testing" / "simulator").glob("*.py")]
+    begins = re.compile(r'(?:_?broken|_expect_majority)\(\s*"([a-z -]+)"')
+    names = {found[1] for path in sources for found in begins.finditer(path.read_text("utf-8"))}
+    table = (root / "docs" / "simulator.md").read_text("utf-8").partition("| invariant | |\n|---|---|")[2]
+    told = re.findall(r"^\| ([a-z -]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+
+    assert sorted(told) == sorted(names)
+    assert f"under {len(told)} invariants" in (root / "docs" / "reliability.md").read_text("utf-8")
