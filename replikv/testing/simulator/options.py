@@ -226,6 +226,7 @@ class Options:
             heartbeat_s=0.2,
             snapshot_log_entries=1 << 20,
             apply_look_s=0.0,
+            old_peers=False,  # which start again with the newest program
             partitions=max(self.partitions, 0.2),
             changes=max(self.changes, 0.4),
             transfers=max(self.transfers, 0.2),
