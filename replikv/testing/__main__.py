@@ -1,5 +1,6 @@
 """``python -m replikv.testing``: ``simulate``, many simulations on all cores, and what came of them; ``chaos``, a
-cluster of real processes that everything is done to.
+cluster of real processes that everything is done to; ``check-trace``, what the cores of either did, held to etcd's
+specification.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import dataclasses
 import gc
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -18,13 +20,13 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Final
 
-from replikv.testing.chaos.command import add_arguments, run_command
+from replikv.testing.chaos.command import INTERRUPTED, add_arguments, run_command
 from replikv.testing.linearizability import write_history
 from replikv.testing.simulator.chaos import FAULTS
 from replikv.testing.simulator.options import FIELDS, Options
 from replikv.testing.simulator.planted import CATALOGUE, planted
 from replikv.testing.simulator.shrinking import shrink
-from replikv.testing.simulator.simulation import Report, run
+from replikv.testing.simulator.simulation import Report, Simulation, run
 from replikv.testing.traces import check_trace
 from replikv.testing.tracing import tracing
 from replikv.testing.watch_validation import write_streams
@@ -44,7 +46,9 @@ _SEEDS_AHEAD: Final = 8
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; its exit code: 0 when all is well, 1 when something broke, 2 for a mistake in the arguments."""
+    """Run the command; its exit code: 0 when all is well, 1 when something broke, 2 for a mistake in the arguments, 130
+    after Ctrl-C.
+    """
     parser = argparse.ArgumentParser(prog="python -m replikv.testing", description="Tests for those who distrust us.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     chaos = commands.add_parser(
@@ -60,18 +64,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Each seed is a cluster of its own, with its own settings, load and faults: a pure function of it.",
     )
     simulate.add_argument("--seeds", type=_seeds, default=range(1, 101), metavar="A..B", help="or one: 17 (1..100)")
-    simulate.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
-    simulate.add_argument("--seconds", type=float, metavar="S", help="begin no more seeds after so long")
+    simulate.add_argument("--jobs", type=_jobs, default=os.cpu_count() or 1, metavar="N", help="processes (all cores)")
+    simulate.add_argument("--seconds", type=_seconds, metavar="S", help="begin no more seeds after so long")
     simulate.add_argument(
         "--set", action="append", default=[], metavar="NAME=VALUE", help="an option, whatever the seed"
     )
     simulate.add_argument("--planted", choices=sorted(CATALOGUE), metavar="BUG", help="with this bug in the code")
     simulate.add_argument("--transcript", action="store_true", help="write one line per event, of each seed")
     simulate.add_argument(
-        "--history", metavar="FILE", help="write what clients saw in the first seed, as lines of JSON"
+        "--history",
+        metavar="FILE",
+        help="write what clients saw in the first seed, as lines of JSON (for replikv.testing.linearizability)",
     )
     simulate.add_argument(
-        "--watches", metavar="FILE", help="write what watchers of the first seed were told, as lines of JSON"
+        "--watches",
+        metavar="FILE",
+        help="write what watchers of the first seed were told, as lines of JSON (for replikv.testing.watch_validation)",
     )
     simulate.add_argument(
         "--trace",
@@ -93,23 +101,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _check_trace(options.trace)
     try:
         values = dict(_setting(text) for text in options.set)
-        Options.draw(1).with_values(values)
-    except ValueError as exc:
+        Simulation(Options.draw(options.seeds[0]).with_values(values))  # which the settings have to fit
+        if options.transcript or options.history or options.watches or options.trace:
+            return _tell(options.seeds, values, options)
+        return _simulate(options.seeds, values, options)
+    except (OSError, ValueError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
-    if options.transcript:
-        return _tell(options.seeds, values, options.planted)
-    if options.history or options.watches or options.trace:
-        return _write(options.seeds[0], values, options)
-    return _simulate(options.seeds, values, options)
+    except KeyboardInterrupt:
+        sys.stderr.write("stopped\n")
+        return INTERRUPTED
 
 
 def _seeds(text: str) -> range:
-    first, _, last = text.partition("..")
-    seeds = range(int(first), int(last or first) + 1)
+    first, dots, last = text.partition("..")
+    try:
+        seeds = range(int(first), int(last if dots else first) + 1)
+    except ValueError:
+        seeds = range(0)
     if not seeds:
-        raise ValueError(f"there is no seed from {first} to {last}")
+        raise argparse.ArgumentTypeError(f"one number, or the first and the last as in 1..100, not {text!r}")
     return seeds
+
+
+def _jobs(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"1 or more, not {text!r}")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not seconds > 0:
+        raise argparse.ArgumentTypeError(f"more than 0, not {text!r}")
+    return seconds
 
 
 def _setting(text: str) -> tuple[str, str]:
@@ -142,48 +170,56 @@ def _shrink(report: Report, bug: str | None) -> Report:
         return run(shrink(report).options, transcript=True)
 
 
-def _tell(seeds: range, values: dict[str, str], bug: str | None) -> int:
-    failed = 0
-    for seed in seeds:
-        options = Options.draw(seed).with_values(values)
-        sys.stdout.write(f"{options}\n")
-        if bug is None:
-            report = run(options, transcript=True)
-        else:
-            with planted(bug):
-                report = run(options, transcript=True)
-        sys.stdout.writelines(f"{line}\n" for line in report.transcript or ())
+def _tell(seeds: range, values: dict[str, str], options: argparse.Namespace) -> int:
+    """Runs one after the other, for what they leave behind: transcripts, and files of the first one."""
+    files = bool(options.history or options.watches or options.trace)
+    failed = False
+    for seed in seeds if options.transcript else seeds[:1]:
+        report = _keep(seed, values, options) if files and seed == seeds[0] else _told(seed, values, options)
+        if options.transcript:
+            sys.stdout.write(f"{report.options}\n")
+            sys.stdout.writelines(f"{line}\n" for line in report.transcript or ())
+        elif report.failure is not None:
+            sys.stdout.write(f"seed {seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
         failed |= report.failure is not None
     return int(failed)
 
 
-def _write(seed: int, values: dict[str, str], options: argparse.Namespace) -> int:
-    """One run, for what it leaves behind."""
-    drawn = Options.draw(seed)
-    tracer = None
+def _told(seed: int, values: dict[str, str], options: argparse.Namespace, drawn: Options | None = None) -> Report:
+    with planted(options.planted) if options.planted is not None else contextlib.nullcontext():
+        return run((drawn or Options.draw(seed)).with_values(values), transcript=options.transcript)
+
+
+def _keep(seed: int, values: dict[str, str], options: argparse.Namespace) -> Report:
+    """One run, and what is asked for of it in files, which are opened first: nobody waits for what cannot be kept."""
     with contextlib.ExitStack() as stack:
-        if options.planted is not None:
-            stack.enter_context(planted(options.planted))
-        if options.trace:
-            drawn = drawn.traceable()
-            tracer = stack.enter_context(tracing(stack.enter_context(Path(options.trace).open("w", encoding="utf-8"))))
-        report = run(drawn.with_values(values))
-    if tracer is not None and tracer.ended is not None:
-        sys.stderr.write(f"the trace ends before the run does, where the specification has no words: {tracer.ended}\n")
-    if options.history:
-        write_history(report.history, Path(options.history))
-    if options.watches:
-        write_streams(report.streams, Path(options.watches))
-    if report.failure is not None:
-        sys.stdout.write(f"seed {seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
-    return int(report.failure is not None)
+        history, watches, trace = (
+            None if path is None else stack.enter_context(Path(path).open("w", encoding="utf-8"))
+            for path in (options.history, options.watches, options.trace)
+        )
+        if trace is None:
+            report = _told(seed, values, options)
+        else:
+            with tracing(trace) as tracer:
+                report = _told(seed, values, options, Options.draw(seed).traceable())
+            if tracer.ended is not None:
+                sys.stderr.write(
+                    f"the trace ends before the run does, where the specification has no words: {tracer.ended}\n"
+                )
+        if history is not None:
+            write_history(report.history, history)
+        if watches is not None:
+            write_streams(report.streams, watches)
+    return report
 
 
 def _check_trace(path: Path) -> int:
     try:
         with path.open(encoding="utf-8") as file:
             verdict = check_trace(file)
-    except (OSError, UnicodeDecodeError) as exc:
+        if not verdict.lines:
+            raise ValueError("there is no line in it")
+    except (OSError, ValueError) as exc:
         sys.stderr.write(f"{path} cannot be read: {exc}\n")
         return 2
     if verdict.accepted:
@@ -200,29 +236,40 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
     simulated_s = 0.0
     done = 0
     terminal = sys.stderr.isatty()
-    # What is imported stays: no collection has to look at it.
-    with ProcessPoolExecutor(max(options.jobs, 1), initializer=gc.freeze) as pool:
-        for report in _reports(pool, seeds, values, options, began):
-            done += 1
-            counts += report.counts
-            simulated_s += report.simulated_s
-            if report.failure is not None:
-                failures.append(report)
-                sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
-            if terminal or done % 100 == 0:
-                elapsed = time.monotonic() - began
-                bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
-                sys.stderr.write(
-                    f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
-                    f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
-                )
-                sys.stderr.flush()
+    stopped = False
+    with ProcessPoolExecutor(options.jobs, initializer=_begin_work) as pool:
+        try:
+            for report in _reports(pool, seeds, values, options, began):
+                done += 1
+                counts += report.counts
+                simulated_s += report.simulated_s
+                if report.failure is not None:
+                    failures.append(report)
+                    sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
+                if terminal or done % 100 == 0:
+                    elapsed = time.monotonic() - began
+                    bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
+                    sys.stderr.write(
+                        f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
+                        f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
+                    )
+                    sys.stderr.flush()
+        except KeyboardInterrupt:
+            stopped = True
+            sys.stderr.write(f"{chr(10) * terminal}stopped: those that are running come to their end\n")
+            pool.shutdown(cancel_futures=True)
     if terminal:
         sys.stderr.write("\n")
     for report in failures[:_FAILURES_MAX]:
-        _tell_failure(report, options)
+        _tell_failure(report, options, small=not (options.no_shrink or stopped))
     _tell_summary(done, simulated_s, time.monotonic() - began, counts, len(failures))
-    return int(bool(failures))
+    return INTERRUPTED if stopped else int(bool(failures))
+
+
+def _begin_work() -> None:
+    """In each process of the pool: Ctrl-C is for its parent, and no collection has to look at what is imported."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.freeze()
 
 
 def _reports(
@@ -239,14 +286,14 @@ def _reports(
         yield waiting.popleft().result()  # type: ignore[attr-defined]
 
 
-def _tell_failure(report: Report, options: argparse.Namespace) -> None:
+def _tell_failure(report: Report, options: argparse.Namespace, *, small: bool) -> None:
     write = sys.stdout.write
     write(f"seed {report.options.seed}: {report.failure}\n  {command_of(report.options, options.planted)}\n")
-    if options.no_shrink:
+    if not small:
         return
-    small = _shrink(report, options.planted)
-    write(f"  smaller: {small.failure}\n  {command_of(small.options, options.planted)}\n")
-    for line in (small.transcript or [])[-_LINES:]:
+    shrunk = _shrink(report, options.planted)
+    write(f"  smaller: {shrunk.failure}\n  {command_of(shrunk.options, options.planted)}\n")
+    for line in (shrunk.transcript or [])[-_LINES:]:
         write(f"    {line}\n")
 
 

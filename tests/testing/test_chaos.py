@@ -7,6 +7,10 @@ REPLIKV_CHAOS_SECONDS and REPLIKV_CHAOS_SEED make these longer, or other ones.
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -91,8 +95,44 @@ async def test_an_end_that_nothing_explains_is_told(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("wrong", [["--peers", "2"], ["--seconds", "0"], ["--judge", "nowhere"]])
+@pytest.mark.parametrize(
+    "wrong", [["--peers", "2"], ["--seconds", "0"], ["--seconds", "inf"], ["--pause", "-1"], ["--judge", "nowhere"]]
+)
 def test_mistakes_are_told(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """Exit code 2, and a sentence."""
     assert 2 == main(["chaos", *wrong])
     assert capsys.readouterr().err
+
+
+def test_a_run_that_has_no_end_is_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 2, and what it lacks."""
+    Options(directory=tmp_path).save()
+    assert 2 == main(["chaos", "--judge", str(tmp_path)])
+    assert "no final.json: its run did not come to an end" in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_a_run_can_be_interrupted(tmp_path: Path) -> None:
+    """By Ctrl-C, at any time: no process and no file system is left of it."""
+    command = [sys.executable, "-m", "replikv.testing", "chaos", "--dir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert "seed" in process.stderr.readline()
+        while not list((tmp_path / "run").glob("n2.log")):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+
+    assert 130 == process.returncode
+    assert "Traceback" not in errors
+    assert "stopped" in errors
+    named = str(tmp_path).encode()
+    assert [] == [path for path in Path("/proc").glob("[0-9]*/cmdline") if named in _read_if_there(path)]
+    assert str(tmp_path) not in Path("/proc/mounts").read_text("utf-8")
+
+
+def _read_if_there(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:  # has ended meanwhile
+        return b""

@@ -545,6 +545,9 @@ def test_the_command_refuses_a_file_that_is_no_history(tmp_path: Path, capsys: p
     (tmp_path / "history.jsonl").write_text("\n{}\n")
     assert 2 == main([str(tmp_path / "history.jsonl")])
     assert "line 2 is no operation: without call, client, op, status" in capsys.readouterr().err
+    (tmp_path / "history.jsonl").write_text("\n")
+    assert 2 == main([str(tmp_path / "history.jsonl")])
+    assert "there is no operation in it" in capsys.readouterr().err
 
 
 def test_the_command_runs_as_a_module() -> None:

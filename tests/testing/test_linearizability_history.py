@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import trio
 
 from replikv import ABSENT, EncodingError, OutcomeUnknownError, UnavailableError
-from replikv.testing.linearizability import Operation, Recorder, read_history, write_history
+from replikv.testing.linearizability import Operation, Recorder, check, read_history, write_history
 
 FULL = Operation(
     client="c", op="cas", key="x", called=1.5, returned=2.25, status="ok", expect=ABSENT, value=None, result=True, rev=7
@@ -62,12 +63,14 @@ def test_the_format_is_one_object_a_line() -> None:
 
 
 def test_the_lines_in_the_docs_are_a_history() -> None:
-    """They are read as they stand there."""
+    """They are read as they stand there, have each operation, and are linearizable."""
     page = Path(__file__).parents[2] / "docs" / "linearizability.md"
     lines = page.read_text("utf-8").partition("```json\n")[2].partition("```")[0].splitlines()
-    assert [("put", "ok"), ("cas", "unknown"), ("get", "ok")] == [
-        (each.op, each.status) for each in read_history(lines)
-    ]
+    history = read_history(lines)
+    assert "ok" == check(history).outcome
+    assert {"ok", "fail", "unknown"} == {each.status for each in history}
+    table = page.read_text("utf-8").partition("| op | value, expect | result |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == {each.op for each in history}
 
 
 def test_other_fields_and_empty_lines_are_passed_over() -> None:

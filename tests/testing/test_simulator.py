@@ -9,6 +9,8 @@ import collections
 import concurrent.futures
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +18,14 @@ from pathlib import Path
 import pytest
 
 from replikv.testing.__main__ import command_of, main
-from replikv.testing.linearizability import check, read_history
+from replikv.testing.linearizability import Operation, check, read_history
 from replikv.testing.simulator import Options, Report, Simulation, run
 from replikv.testing.simulator.options import FAULT_GROUPS
 from replikv.testing.simulator.planted import planted
 from replikv.testing.simulator.shrinking import shrink
+from replikv.testing.simulator.simulation import EVERYTHING
 from replikv.testing.watch_validation import read_streams
+from replikv.testing.watch_validation.__main__ import main as validate_files
 
 SEEDS = range(1, 21)
 LONG_SEEDS = range(1, 2001)
@@ -174,9 +178,72 @@ def test_options_are_read_from_text() -> None:
 
 
 def test_a_mistake_on_the_command_line_is_told(capsys: pytest.CaptureFixture[str]) -> None:
-    """An option that is none is named, beside those that there are."""
-    assert main(["simulate", "--set", "wether=bad"]) == 2
-    assert "'wether=bad'" in capsys.readouterr().err
+    """With exit code 2 and a sentence that has it, before anything runs."""
+    wrong = {
+        "wether=bad": "'wether=bad'",
+        "loss": "'loss'",
+        "peers=many": "peers is a whole number, not 'many'",
+        "peers=0": "peers is between 1 and 7, not 0",
+        "peers=8": "peers is between 1 and 7, not 8",
+        "loss=1.5": "loss is between 0 and 1, not 1.5",
+        "crashes=nan": "crashes is 0 or more, not nan",
+        "reorder=perhaps": "reorder is true or false, not 'perhaps'",
+        "heartbeat_s=0": "heartbeat_interval_s",
+    }
+    for value, told in wrong.items():
+        assert main(["simulate", "--set", value]) == 2
+        assert told in capsys.readouterr().err
+    for option, value in (("--seeds", "some"), ("--seeds", "5..2"), ("--jobs", "0"), ("--seconds", "-1")):
+        with pytest.raises(SystemExit, match="2"):
+            main(["simulate", option, value])
+        told = capsys.readouterr().err
+        assert f"argument {option}: " in told
+        assert f"not {value!r}" in told
+
+
+@pytest.mark.parametrize("option", ["--history", "--watches", "--trace"])
+def test_a_file_that_cannot_be_written_is_told(option: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before the run, with exit code 2."""
+    assert main(["simulate", "--seeds", "3", option, str(tmp_path / "none" / "file")]) == 2
+    told = capsys.readouterr()
+    assert "none/file" in told.err
+    assert "" == told.out
+
+
+def test_a_transcript_and_files_are_of_one_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whoever asks for several things is given them all, of the first seed."""
+    path = tmp_path / "history.jsonl"
+
+    command = ["simulate", "--seeds", "3..4", "--set", "chaos_s=2", "--transcript", "--history", str(path)]
+    assert main(command) == 0
+
+    told = capsys.readouterr().out
+    assert read_history(path) == run(Options.draw(3).with_values({"chaos_s": "2"})).history
+    assert 2 == told.count("Options(seed=")
+
+
+def test_a_run_of_many_seeds_can_be_interrupted() -> None:
+    """By Ctrl-C, as a terminal sends it to all its processes: what was found is told, and nothing is left."""
+    command = [sys.executable, "-m", "replikv.testing", "simulate", "--seeds", "1..10000", "--jobs", "2"]
+    with subprocess.Popen(
+        [*command, "--planted", "acknowledge-before-sync", "--set", "chaos_s=3", "--set", "peers=1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        assert process.stderr is not None
+        process.stderr.readline()  # of the first that failed
+        os.killpg(process.pid, signal.SIGINT)
+        told, errors = process.communicate(timeout=60)
+
+    assert 130 == process.returncode
+    assert "Traceback" not in errors
+    assert "stopped: " in errors
+    assert "--planted acknowledge-before-sync --transcript" in told
+    assert " failed; " in told
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_a_quiet_cluster_is_cheap() -> None:
@@ -199,26 +266,54 @@ def test_what_clients_saw_is_written(tmp_path: Path) -> None:
 
 
 def test_what_watchers_were_told_is_written(tmp_path: Path) -> None:
-    """As lines of JSON that the validator reads: several streams, with what they asked for."""
+    """As lines of JSON that the validator finds valid: several streams, and the one that it holds them against."""
     path = tmp_path / "streams.jsonl"
 
-    assert main(["simulate", "--seeds", "3", "--set", "chaos_s=3", "--watches", str(path)]) == 0
+    for seed in ("2", "3"):
+        assert main(["simulate", "--seeds", seed, "--set", "chaos_s=3", "--watches", str(path)]) == 0
+        assert validate_files([str(path)]) == 0
 
     streams = read_streams(path)
-    assert {"w1", "w2"} >= {stream.watcher for stream in streams} > set()
+    assert {"w1", "w2"} >= {stream.watcher for stream in streams} - {EVERYTHING} > set()
     assert all(stream.events for stream in streams[:1])
 
 
 def test_the_history_has_what_any_checker_needs() -> None:
-    """Times that differ, values that are unique per key, increments, and answers that were settled afterwards."""
-    history = [one for seed in (3, 5) for one in run(Options.draw(seed).with_values(SHORT)).history]
-    times = [time for one in history[:200] for time in (one.called, one.returned) if time is not None]
-    written = [(one.key, one.value) for one in history if one.op in {"put", "cas", "setdefault"}]
+    """Times that differ, values that are unique per key, increments; and of each name one operation at a time, which is
+    its last when nobody knows what became of it. What is waited for in the end is among those.
+    """
+    told = {**SHORT, "clients": "5", "think_s": "0.05", "give_up": "0.1"}
+    found: collections.Counter[str] = collections.Counter()
+    for seed in (3, 5):
+        history = run(Options.draw(seed).with_values(told)).history
+        found.update(one.op for one in history)
+        found.update(one.status for one in history)
+        times = [time for one in history for time in (one.called, one.returned) if time is not None]
+        assert len(times) == len(set(times))
+        assert all(float(time).is_integer() for time in times)
+        written = [
+            (key, value)
+            for one in history
+            for key, value in {
+                "put": {one.key: one.value},
+                "cas": {one.key: one.value},
+                "setdefault": {one.key: one.value},
+                "update": one.value,
+                "txn": one.value["then"] if one.op == "txn" else {},
+            }.get(one.op, {}).items()
+        ]
+        assert len(written) == len(set(written))
+        last: dict[str | int, Operation] = {}
+        for one in sorted(history, key=lambda one: one.called):
+            before = last.get(one.client)
+            assert before is None or (before.status != "unknown" and (before.returned or 0) < one.called)
+            last[one.client] = one
+        latest = max(times)
+        found["pending"] += any(one.status == "unknown" and one.called > latest - 50 for one in history)
 
-    assert all(float(time).is_integer() for time in times)
-    assert {"ok"} <= {one.status for one in history} <= {"ok", "fail", "unknown"}
-    assert any(one.op == "increment" for one in history)
-    assert len(written) // 2 < len(set(written))
+    assert {"increment", "put", "cas", "txn", "get", "ok", "unknown", "pending"} <= {
+        name for name in found if found[name]
+    }
 
 
 def test_what_became_of_an_operation_is_settled() -> None:
@@ -280,3 +375,16 @@ def test_what_the_cores_do_is_traced(tmp_path: Path) -> None:
             assert sent[message] >= 0, message
     assert {"InitState"} == set(first.values())
     assert {"BecomeLeader", "Commit", "Replicate", "Ready"} <= {event["name"] for event in events}
+
+
+def test_the_page_has_every_invariant() -> None:
+    """By the names that failures begin with, and reliability.md says how many there are."""
+    root = Path(__file__).parents[2]
+    sources = [root / "replikv" / "raft" / "invariants.py", *(root / "replikv" / "testing" / "simulator").glob("*.py")]
+    begins = re.compile(r'(?:_?broken|_expect_majority)\(\s*"([a-z -]+)"')
+    names = {found[1] for path in sources for found in begins.finditer(path.read_text("utf-8"))}
+    table = (root / "docs" / "simulator.md").read_text("utf-8").partition("| invariant | |\n|---|---|")[2]
+    told = re.findall(r"^\| ([a-z -]+) \|", table.partition("\n\n")[0], re.MULTILINE)
+
+    assert sorted(told) == sorted(names)
+    assert f"under {len(told)} invariants" in (root / "docs" / "reliability.md").read_text("utf-8")

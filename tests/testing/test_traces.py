@@ -380,3 +380,5 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["check-trace", str(file)]) == 1
     assert f"{file}:{place + 1}: " in capsys.readouterr().out
     assert main(["check-trace", str(tmp_path / "none")]) == 2
+    (tmp_path / "empty").touch()
+    assert main(["check-trace", str(tmp_path / "empty")]) == 2

@@ -280,3 +280,21 @@ def test_the_command_tells_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureF
 
     path.write_text("nothing\n")
     assert 2 == main([str(path)])
+
+
+def test_streams_of_some_keys_alone_are_not_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """There is nothing to hold them against: that is neither right nor wrong."""
+    path = tmp_path / "streams.jsonl"
+    for streams in ([], [RIGHT["a prefix"]]):
+        write_streams(streams, path)
+        assert 2 == main([str(path)])
+        assert "nothing to hold" in capsys.readouterr().err
+
+
+def test_a_history_is_told_as_a_stream() -> None:
+    """Of everything: the same history is made of it."""
+    for history in (HISTORY, ChangeHistory([one for rev in (1, 2, 7) for one in (HISTORY.at(rev) or {}).values()])):
+        told = history.as_stream("all")
+        again = ChangeHistory.of_streams([told])
+        assert [] == validate([told], history)
+        assert [history.at(rev) for rev in range(9)] == [again.at(rev) for rev in range(9)]

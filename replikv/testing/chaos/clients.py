@@ -1,5 +1,8 @@
 """Clients of one peer, each doing one operation after the other, and writing down what it was told.
 
+An operation whose outcome is unknown may take effect at any later time. So its client goes on under another name then:
+whoever has a name in the history has one operation at a time.
+
 Values are unique: a put that is applied twice, or one that failed and took effect, is seen by its value. Counters are
 only ever incremented, so that an increment that is applied twice is seen by the sum.
 """
@@ -86,8 +89,9 @@ class Clients:
                         found[key] = value
         return found
 
-    async def _work(self, client: str) -> None:
+    async def _work(self, name: str) -> None:
         seen: dict[str, Any] = {}
+        client, unknown = name, 0
         for number in itertools.count():
             if self._stopping:
                 return
@@ -96,13 +100,19 @@ class Clients:
             key = f"{kind}{self._chance.randrange(self._keys)}"
             patience_s = self._chance.uniform(0, 0.01) if self._chance.random() < _CANCELLED else float("inf")
             try:
-                with trio.move_on_after(patience_s):
-                    await self._do(client, op, key, f"{client}:{number}", seen)
+                with trio.move_on_after(patience_s) as patience:
+                    await self._do(client, op, key, f"{name}:{number}", seen)
                     self.succeeded += 1
-            except (UnavailableError, OutcomeUnknownError):  # written down, for others to judge
-                pass
+                known = not patience.cancelled_caught
+            except UnavailableError:  # written down, like all that follow, for others to judge
+                known = True
+            except OutcomeUnknownError:
+                known = False
             except ClusterClosedError:
                 return
+            if not known:
+                unknown += 1
+                client = f"{name}.{unknown}"
             with contextlib.suppress(KeyError):  # a local read is nobody's to judge, and must not break
                 self._store[key]
             await trio.sleep(self._pause_s * self._chance.uniform(0.5, 1.5))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import random
 import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Final
 
 import trio
 
@@ -16,7 +18,13 @@ from replikv.testing.chaos.options import Options
 from replikv.testing.chaos.run import Report, run
 from replikv.testing.simulator.planted import CATALOGUE
 
-__all__ = ["add_arguments", "describe", "run_command"]
+__all__ = ["INTERRUPTED", "add_arguments", "describe", "run_command"]
+
+INTERRUPTED: Final = 130
+"""The exit code after Ctrl-C, as shells have it: 128, and the number of the signal."""
+
+
+_TEMPORARY: Final = Path()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,12 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run_command(arguments: argparse.Namespace) -> int:
-    """The exit code: 0 when all is well, 1 when something broke, 2 for a mistake in the arguments."""
+    """The exit code: 0 when all is well, 1 when something broke, 2 for a mistake in the arguments, 130 after Ctrl-C."""
+    directory: Path = arguments.judge or arguments.dir or _TEMPORARY
     try:
         if arguments.judge is not None:
             report = _judge_again(arguments.judge)
         else:
-            directory = arguments.dir or Path(tempfile.mkdtemp(prefix="replikv-chaos-"))
             seed = random.randrange(1 << 31) if arguments.seed is None else arguments.seed  # noqa: S311
             options = Options(
                 directory=directory,
@@ -48,16 +56,27 @@ def run_command(arguments: argparse.Namespace) -> int:
                 pause_s=arguments.pause,
                 planted=arguments.planted,
             )
+            if directory is _TEMPORARY:
+                directory = Path(tempfile.mkdtemp(prefix="replikv-chaos-"))
+                options = dataclasses.replace(options, directory=directory)
             sys.stderr.write(f"seed {seed}, {options.peers} peers, {options.seconds:g} s, in {directory}\n")
             report = trio.run(run, options)
     except (OSError, ValueError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 2
+    except BaseExceptionGroup as exc:
+        if exc.subgroup(KeyboardInterrupt) is None:
+            raise
+        sys.stderr.write(f"stopped, and its processes have ended; what they wrote is in {directory}\n")
+        return INTERRUPTED
     sys.stdout.write(describe(report))
     return int(bool(report.failures))
 
 
 def _judge_again(directory: Path) -> Report:
+    for name, lack in (("options.json", "no run was made in it"), ("final.json", "its run did not come to an end")):
+        if not (directory / name).exists():
+            raise FileNotFoundError(f"{directory} has no {name}: {lack}")
     options = Options.load(directory)
     began = time.monotonic()
     verdicts, counts = judge(directory, options.check_s)

@@ -44,8 +44,8 @@ SETTINGS: Final[Mapping[str, Any]] = {
 TTL_S: Final = 3.0
 """Of locks and leases: a change of leader costs none, and a partition some."""
 
-END_S: Final = 5.0
-"""How long a process may take to leave."""
+END_S: Final = 30.0
+"""How long a process may take to leave. A second, and half a minute on a machine with ten times the work it can do."""
 
 State: TypeAlias = Literal["absent", "joining", "running", "stopped", "down"]
 
@@ -170,6 +170,7 @@ class Nodes:
 
     # -- coming and going ----------------------------------------------------------------------------------------------
 
+    @trio.lowlevel.enable_ki_protection  # else Ctrl-C could leave behind a process that nobody knows of yet
     async def start(self, node: Node, *, via: Iterable[str] = ()) -> None:
         """Start one: for the first time, by way of these members unless it is one of the first; or again."""
         options = self._options
@@ -231,16 +232,20 @@ class Nodes:
             node.process.send_signal(signal.SIGCONT)
             self._set(node, "running")
 
-    async def leave(self, node: Node) -> int:
-        """Have it leave its block; its exit code. Killed when it takes too long."""
+    async def leave(self, node: Node) -> str | None:
+        """Have it leave its block; killed when it takes too long. What was wrong; None if nothing was."""
         assert node.process is not None
         assert node.process.stdin is not None
         self._set(node, "down")
         node.process.stdin.close()
         with trio.move_on_after(END_S):
             await node.ended.wait()
-        node.process.kill()
-        return node.process.wait()
+        if not node.ended.is_set():
+            node.process.kill()
+            node.process.wait()
+            return f"{node.node_id} was asked to leave, and had not after {END_S:g} s"
+        code = node.process.wait()
+        return f"{node.node_id} left with exit code {code}" if code else None
 
     async def _listen(self, node: Node, process: subprocess.Popen[bytes]) -> None:
         """Take what a process says until it ends, and judge its end."""

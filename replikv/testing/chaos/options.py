@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ class Options:
     def __post_init__(self) -> None:
         if self.peers < 3:
             raise ValueError(f"a cluster that survives a fault has three peers at least, not {self.peers}")
-        if self.seconds <= 0 or self.clients < 1 or self.keys < 1 or self.spares < 0:
+        if not 0 < self.seconds < math.inf or self.clients < 1 or self.keys < 1 or self.spares < 0:
             raise ValueError("a run needs some seconds, a client and a key at least")
+        if not self.pause_s >= 0:
+            raise ValueError(f"clients pause for 0 s or more between two calls, not for {self.pause_s:g}")
 
     def save(self) -> None:
         """Write it into the directory."""

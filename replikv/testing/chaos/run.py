@@ -84,8 +84,7 @@ async def run(options: Options) -> Report:
                 await storm.run()
             lines.write({"at": time.monotonic(), "calm": True})
             final = await _settle(nodes, options)
-            codes = {node.node_id: await nodes.leave(node) for node in nodes.of("running")}
-            unwell += [f"{name} left with exit code {code}" for name, code in codes.items() if code]
+            unwell += [wrong for node in nodes.of("running") if (wrong := await nodes.leave(node)) is not None]
         except (_UnwellError, CommandError) as exc:
             unwell.append(" ".join(map(str, exc.args)))
         final |= {"unwell": [*unwell, *nodes.failures], "ends": nodes.ends, "network": nodes.network.statistics()}

@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         history = read_history(sys.stdin if options.file == "-" else options.file)
+        if not history:
+            raise ValueError("there is no operation in it, so there is nothing to judge")
         verdict = check(history, timeout_s=options.timeout)
         if options.revisions and verdict.outcome == "ok":
             verdict = check_revisions(history, timeout_s=options.timeout)

@@ -65,11 +65,17 @@ async def _barrier(process: Process) -> None:
 
 
 class Client:
-    """Does one thing after the other, and writes down what it saw."""
+    """Does one thing after the other, and writes down what it saw.
+
+    An operation whose outcome is unknown may take effect at any later time. So it goes on under another name then:
+    whoever has a name in the history has one operation at a time.
+    """
 
     def __init__(self, simulation: Simulation, name: str) -> None:
         self.simulation = simulation
         self.name = name
+        self._unknown = 0
+        """Operations whose outcome it never learnt."""
         self.random = Random(f"{name} of {simulation.options.seed}")  # noqa: S311  # a function of the seed
         self.process: Process | None = None
         self.answered = 0
@@ -83,6 +89,10 @@ class Client:
         self._decode: Decode = _nothing
         self._questions = 0
         simulation.after(self.random.random(), self._begin)
+
+    @property
+    def _called(self) -> str:
+        return f"{self.name}.{self._unknown}" if self._unknown else self.name
 
     def _pause(self) -> float:
         return self.random.expovariate(1 / self.simulation.options.think_s)
@@ -184,7 +194,8 @@ class Client:
             self.answered += 1
             operation |= {"result": result, "rev": revision}
         if operation["op"] != "compact":
-            simulation.history.append(Operation(client=self.name, **operation))
+            simulation.history.append(Operation(client=self._called, **operation))
+        self._unknown += status == "unknown"
         simulation.counts[f"operations {status}"] += 1
         simulation.counts[f"operation {operation['op']}"] += 1
         if simulation.telling:
@@ -201,7 +212,7 @@ class Client:
         """What it waits for: nobody knows what becomes of it."""
         if self._errand is None or self._operation["op"] == "compact":
             return None
-        return Operation(client=self.name, **self._operation)
+        return Operation(client=self._called, **self._operation)
 
     def close(self) -> None:
         """The run is over."""

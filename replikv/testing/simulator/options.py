@@ -7,6 +7,7 @@ of which leaves some of it out.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from random import Random
 from typing import Any, Final
@@ -206,8 +207,7 @@ class Options:
         for name, text in values.items():
             if name not in FIELDS:
                 raise ValueError(f"there is no option {name!r}: there are {', '.join(FIELDS)}")
-            kind = type(getattr(self, name))
-            changes[name] = text.lower() in ("1", "true", "yes") if kind is bool else kind(text)
+            changes[name] = _read(name, text, type(getattr(self, name)))
         return dataclasses.replace(self, **changes)
 
     def traceable(self) -> Options:
@@ -226,6 +226,7 @@ class Options:
             heartbeat_s=0.2,
             snapshot_log_entries=1 << 20,
             apply_look_s=0.0,
+            old_peers=False,  # which start again with the newest program
             partitions=max(self.partitions, 0.2),
             changes=max(self.changes, 0.4),
             transfers=max(self.transfers, 0.2),
@@ -254,6 +255,30 @@ class Options:
                     yield replace(self, **{name: value - 1})
         if self.peers > 1:
             yield replace(self, peers=self.peers - 1)
+
+
+_PEERS_MAX: Final = 7
+_SHARES: Final = frozenset({"reads", "give_up", "late", "loss", "duplication", "drift", "settle", "compactions"})
+"""Likelihoods, and what clocks are off by; all else that is no whole number is a rate or a time."""
+_MAY_BE_NONE: Final = frozenset({"spares", "clients", "watchers", "holders"})
+_TRUTHS: Final = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
+def _read(name: str, text: str, kind: type) -> bool | int | float:
+    if kind is bool:
+        if (truth := _TRUTHS.get(text.lower())) is None:
+            raise ValueError(f"{name} is true or false, not {text!r}")
+        return truth
+    try:
+        value = int(text) if kind is int else float(text)
+    except ValueError:
+        raise ValueError(f"{name} is a {'whole ' * (kind is int)}number, not {text!r}") from None
+    least = int(kind is int and name not in _MAY_BE_NONE)
+    most = _PEERS_MAX if name == "peers" else 1 if name in _SHARES else math.inf
+    if not least <= value <= most or math.isinf(value):
+        bounds = f"between {least} and {most}" if most < math.inf else f"{least} or more"
+        raise ValueError(f"{name} is {bounds}, not {text}")
+    return value
 
 
 FAULT_GROUPS: Final = (

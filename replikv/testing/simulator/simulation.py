@@ -31,7 +31,10 @@ from replikv.testing.simulator.tenures import Tenures
 from replikv.testing.simulator.watchers import Follower, Watcher, history_of
 from replikv.testing.watch_validation import WatchStream, validate
 
-__all__ = ["Report", "Simulation", "run"]
+__all__ = ["EVERYTHING", "Report", "Simulation", "run"]
+
+EVERYTHING: Final = "everything"
+"""The watcher, of no process, who is told all changes of all keys."""
 
 _CHECK_S: Final = 60.0
 """How long the history may be searched for an order, on the wall clock: the only place where it counts."""
@@ -50,9 +53,9 @@ class Report:
     simulated_s: float
     transcript: list[str] | None
     history: list[Operation]
-    """What clients saw; what they still waited for in the end is not in it."""
+    """What clients saw. What they still waited for in the end is unknown: others may have seen its effect."""
     streams: list[WatchStream]
-    """What watchers were told."""
+    """What watchers were told; and one of EVERYTHING, of what replicas agree on, to hold the others against."""
 
     @property
     def kind(self) -> str | None:
@@ -114,6 +117,13 @@ class Simulation:
             self.events += 1
             event(*arguments)
         self.now = until
+
+    # -- what was seen -------------------------------------------------------------------------------------------------
+
+    def whole_history(self) -> list[Operation]:
+        """What clients saw, and what they still wait for."""
+        pending = [client.pending() for client in self.clients]
+        return [*self.history, *(one for one in pending if one is not None)]
 
     # -- the run -------------------------------------------------------------------------------------------------------
 
@@ -236,8 +246,7 @@ class Simulation:
                     broken("equal replicas", f"{process.node_id} has another state at entry {index} in the end")
         self.tenures.judge()
         self._judge_watchers()
-        pending = [client.pending() for client in self.clients]
-        history = [*self.history, *(one for one in pending if one is not None)]
+        history = self.whole_history()
         self._judge_increments(history, newest)
         verdict = check(history, timeout_s=_CHECK_S)
         if verdict.outcome == "violation":
@@ -309,7 +318,8 @@ def run(options: Options, *, transcript: bool = False) -> Report:
     counts = simulation.counts
     counts["events"] = simulation.events
     lines = simulation.transcript if transcript else None
-    return Report(options, failure, counts, simulation.now, lines, simulation.history, simulation.streams)
+    streams = [*simulation.streams, history_of(simulation.oracle.changes).as_stream(EVERYTHING)]
+    return Report(options, failure, counts, simulation.now, lines, simulation.whole_history(), streams)
 
 
 def _place(exc: BaseException) -> str:

@@ -13,8 +13,8 @@
     assert not violations, violations
 
 ``streams`` has what is recorded, and its lines of JSON; ``history`` what really changed; ``validation`` holds the one
-against the other. ``python -m replikv.testing.watch_validation FILE...`` validates files; docs/simulator.md has the
-form of the lines, and the nine properties.
+against the other. ``python -m replikv.testing.watch_validation FILE...`` validates files; docs/watch-validation.md has
+the form of the lines, and the nine properties.
 """
 
 from __future__ import annotations

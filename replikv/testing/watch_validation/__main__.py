@@ -24,6 +24,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         streams = [stream for file in options.files for stream in read_streams(file)]
+        if not any(stream.whole for stream in streams):
+            raise ValueError(
+                f"{', '.join(options.files)}: no stream is of all changes of all keys, so there is nothing to hold the"
+                f" {len(streams)} streams against: record one, that begins at 0"
+            )
     except (OSError, ValueError) as exc:
         sys.stderr.write(f"{exc}\n")
         return 2

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from replikv.testing.watch_validation.streams import WatchStream
+from replikv.testing.watch_validation.streams import StreamEvent, WatchStream
 
 __all__ = ["ChangeHistory", "HistoryChange"]
 
@@ -65,6 +65,23 @@ class ChangeHistory:
                 if one.rev <= end
             ]
         return cls(changes)
+
+    def as_stream(self, watcher: str) -> WatchStream:
+        """What a watch of everything from 0 on would tell, and a mark. Of it :meth:`of_streams` makes this again."""
+        changes = (change for rev in sorted(self._revisions) for change in self._revisions[rev].values())
+        told = [
+            StreamEvent(
+                event="change",
+                rev=one.rev,
+                kind=one.kind,
+                key=one.key,
+                value=one.value,
+                previous=one.previous,
+                created=one.created,
+            )
+            for one in changes
+        ]
+        return WatchStream(watcher=watcher, events=[*told, StreamEvent(event="progress", rev=self.newest)])
 
     def at(self, rev: int) -> Mapping[str, HistoryChange] | None:
         """Key -> change; None for a revision of which nothing is known."""
