@@ -37,9 +37,9 @@ def three_that_check(**config: Any) -> Network:
 
 
 def test_a_leader_with_a_quorum_leads_on() -> None:
-    """Somebody else is heard of in each election timeout (TestLeaderStepdownWhenQuorumActive)."""
+    """Somebody else is heard of in each election timeout, the first one too (TestLeaderStepdownWhenQuorumActive)."""
     peer = Peer(check_quorum=True, election_ticks=5)
-    peer.lead()
+    peer.lead(acknowledged=False)
 
     for _ in range(6):
         peer.step(HeartbeatResponse(to="1", sender="2", term=1))
