@@ -48,6 +48,21 @@ def test_a_leader_with_a_quorum_leads_on() -> None:
     assert LEADER is peer.raft.role
 
 
+def test_a_leader_counts_itself_though_its_disk_is_slow() -> None:
+    """It hears itself from its election on, and not only when its own write is durable."""
+    peer = Peer(check_quorum=True, election_ticks=5)
+    peer.node.campaign()
+    peer.take()
+    peer.lazy = True
+    peer.step(RequestVoteResponse(to="1", sender="2", term=1))
+
+    for _ in range(6):
+        peer.step(HeartbeatResponse(to="1", sender="2", term=1))
+        peer.tick()
+
+    assert LEADER is peer.raft.role
+
+
 def test_a_leader_without_a_quorum_steps_down() -> None:
     """Nobody was heard of in an election timeout (TestLeaderStepdownWhenQuorumLost)."""
     peer = Peer(check_quorum=True, election_ticks=5)
