@@ -130,6 +130,7 @@ async def test_what_came_with_a_snapshot_alone_is_told_at_once(autojump_clock: t
             status = behind.status()
             assert (index + 1, index) == (status.first_index, status.applied_index)
             assert "d" in membership_of(behind).members
+            assert index == peer_of(behind)._alive.admission.applied_index
 
 
 async def test_a_snapshot_that_is_not_needed_any_more_holds_up_nobody(autojump_clock: trio.abc.Clock) -> None:

@@ -212,14 +212,14 @@ def test_who_was_refused_is_not_remembered() -> None:
 
 
 def test_promises_are_alike_only_if_all_are() -> None:
-    """One member that votes earlier than this peer counts on is enough for no lease on reads; until it says otherwise."""
+    """One member that votes earlier than this peer counts on is enough for no lease on reads, until it says otherwise."""
     admission = Admission(US, membership(), attributes={LEASE: "1.0"})
     for told, alike in (("1.0", True), ("0.5", False)):
-        assert admission.admit(hello("b", "b1", **{LEASE: told})) is None
-        assert admission.admit(hello("c", "c1", **{LEASE: "1.0"})) is None
+        assert admission.admit(hello("b", "b1", lease=told)) is None
+        assert admission.admit(hello("c", "c1", lease="1.0")) is None
         assert alike == admission.promises_alike
 
-    assert admission.admit(hello("b", "b1", **{LEASE: "1.0"})) is None
+    assert admission.admit(hello("b", "b1", lease="1.0")) is None
     assert admission.promises_alike
     assert admission.admit(hello("c", "c1")) is None
     assert not admission.promises_alike
