@@ -212,7 +212,7 @@ def test_who_was_refused_is_not_remembered() -> None:
 
 
 def test_promises_are_alike_only_if_all_are() -> None:
-    """One member that votes earlier than this peer counts on is enough for no lease on reads, until it says otherwise."""
+    """One member that votes earlier than this peer counts on ends leases on reads, until it says otherwise."""
     admission = Admission(US, membership(), attributes={LEASE: "1.0"})
     for told, alike in (("1.0", True), ("0.5", False)):
         assert admission.admit(hello("b", "b1", lease=told)) is None
