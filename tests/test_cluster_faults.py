@@ -215,6 +215,38 @@ async def test_a_put_in_flight_survives_a_change_of_leader(autojump_clock: trio.
         assert 20 == await leader.store.get("count")
 
 
+async def test_a_put_goes_to_the_new_leader_as_soon_as_it_is_known(autojump_clock: trio.abc.Clock) -> None:
+    """It was handed to the one before, which never heard of it: nobody waits until its answer is overdue."""
+    async with running() as peers:
+        leader = await peers.leader()
+        caller = peers.without(leader)[0]
+        await caller.store.put("before", 1)
+        peers.network.isolate(id_of(leader))
+        await trio.sleep(peers.settings.election_timeout_s / 2)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(caller.store.put, "key", 1)
+            await peers.leader(among=[id_of(cluster) for cluster in peers.without(leader)])
+            known = trio.current_time()
+        assert trio.current_time() - known <= 0.3 * peers.settings.election_timeout_s
+
+
+async def test_a_read_whose_question_was_lost_is_asked_again(autojump_clock: trio.abc.Clock) -> None:
+    """Within an election timeout, by the same leader, and over the same connection."""
+    async with running() as peers:
+        leader = await peers.leader()
+        reader = peers.without(leader)[0]
+        await reader.store.put("key", 1)
+        term = leader.status().term
+        asked = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(reader.store.get, "key")
+            peers.network.set_faults(loss=1.0)
+            await trio.sleep(0.1)
+            peers.network.set_faults()
+        assert 0.1 <= trio.current_time() - asked <= peers.settings.election_timeout_s
+        assert term == leader.status().term
+
+
 async def test_a_peer_that_stops_for_good_stops_nobody(autojump_clock: trio.abc.Clock) -> None:
     """The leader leaves: the others elect, and what it acknowledged is there."""
     async with running() as peers:

@@ -148,6 +148,22 @@ async def test_a_new_leader_grants_full_time(autojump_clock: trio.abc.Clock) -> 
         assert 7.0 <= gone - led <= 8.0 + ENDS_WITHIN_S
 
 
+async def test_a_leader_that_was_none_for_a_moment_grants_full_time(autojump_clock: trio.abc.Clock) -> None:
+    """Whoever led meanwhile may have kept a lease alive: what was known before counts no more (etcd#15247)."""
+    async with running() as peers:
+        leader = await peers.leader()
+        other = peers.without(leader)[0]
+        lease = await leader.store.grant_lease(3.0)
+        await leader.store.put("key", 1, lease=lease)
+        await trio.sleep(2.5)
+        asked = trio.current_time()
+        for successor in (other, leader):
+            await leader.transfer_leadership(id_of(successor))
+        assert (True, True) == (leader.is_leader, trio.current_time() - asked < peers.settings.election_timeout_s)
+
+        assert 2.9 <= await wait_gone(other, "key") - asked <= 3.0 + ENDS_WITHIN_S
+
+
 async def test_an_old_leader_ends_nothing(autojump_clock: trio.abc.Clock) -> None:
     """Known elsewhere as: an old leader expires leases (etcd#12528, #15247).
 

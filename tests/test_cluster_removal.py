@@ -20,6 +20,8 @@ from replikv import (
     RemovedError,
     UnavailableError,
 )
+from replikv.peer.requests import Denial, Denied, encode_answer
+from replikv.transport.base import Channel
 
 
 async def removed(cluster: Cluster, *, within_s: float = 30.0) -> str:
@@ -301,6 +303,26 @@ async def test_an_answer_that_is_lost(autojump_clock: trio.abc.Clock, monkeypatc
         assert {*"abc"} == set(follower.status().members)
         with pytest.raises(ConfigurationError, match="no member"):
             await follower.remove_member("x")
+
+
+async def test_a_change_that_may_come_about_yet_is_never_called_undone(
+    autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one attempt nothing is known: whatever a later one is refused for, the first may be in the log."""
+    async with running() as peers:
+        leader = await peers.leader()
+        served = 0
+
+        async def say_nothing_and_then_no(node_id: str, channel: Channel, frame: bytes) -> None:
+            nonlocal served
+            served += 1
+            if served > 1:
+                await channel.send(encode_answer(Denied(Denial.LATER, "another change is under way")))
+
+        monkeypatch.setattr(peer_of(leader)._alive.reconfigurator, "serve", say_nothing_and_then_no)
+        with pytest.raises(OutcomeUnknownError, match="it may change yet"):
+            await peers.without(leader)[0].remove_member(id_of(peers.without(leader)[1]))
+        assert served > 1
 
 
 async def test_a_caller_that_falls_behind(autojump_clock: trio.abc.Clock) -> None:

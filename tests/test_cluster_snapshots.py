@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import pytest
 import trio
-from clusters import Peers, id_of, open_sessions, peer_of, running
+from clusters import Peers, id_of, membership_of, open_sessions, peer_of, running
 
 from replikv import Change, Cluster, CompactedError, OutcomeUnknownError, Settings
+from replikv.peer.snapshot_receiver import ReceivedSnapshot
 from replikv.peer.snapshot_stream import Transfer
+from replikv.raft.entries import SnapshotMetadata
 from replikv.store.watch import Watch
 
 SMALL = Settings(snapshot_log_entries=20, trailing_entries=5, request_timeout_s=60.0)
@@ -109,6 +111,41 @@ async def test_a_watch_goes_on_across_a_snapshot(autojump_clock: trio.abc.Clock)
             assert list(range(11, 101)) == [change.revision for change in seen]
             assert [[number, b""] for number in range(90)] == [change.value for change in seen]
         assert behind.status().first_index > 20
+
+
+async def test_what_came_with_a_snapshot_alone_is_told_at_once(autojump_clock: trio.abc.Clock) -> None:
+    """Watches, the members and who waits do not need an entry behind it."""
+    async with running(settings=SMALL) as peers:
+        await put_numbers(peers["a"], 10)
+        behind = (await peers.followers())[0]
+        async with behind.store.watch("key/", since=10) as changes:
+            assert behind is await leave_behind(peers, 30)
+            leader = await peers.leader(among=[id_of(cluster) for cluster in peers.without(behind)])
+            await leader.add_member("d", "memory-d", learner=True)
+            await leader.snapshot()
+            index = leader.status().last_index
+            peers.network.heal()
+            assert list(range(11, 41)) == [change.revision for change in await take(changes, 30)]
+            await trio.sleep(0.5)
+            status = behind.status()
+            assert (index + 1, index) == (status.first_index, status.applied_index)
+            assert "d" in membership_of(behind).members
+            assert index == peer_of(behind)._alive.admission.applied_index
+
+
+async def test_a_snapshot_that_is_not_needed_any_more_holds_up_nobody(autojump_clock: trio.abc.Clock) -> None:
+    """The log has caught up with it meanwhile: its sender is told so, and the next snapshot may be taken."""
+    async with running() as peers:
+        await put_numbers(peers["a"], 10)
+        leader, follower = await peers.leader(), (await peers.followers())[0]
+        await follower.store.barrier()
+        life = peer_of(follower)._alive
+        metadata = SnapshotMetadata(5, life.storage.image.term(5), life.admission.membership)
+        received = ReceivedSnapshot(id_of(leader), leader.status().term, metadata, None, trio.Event())
+        life.driver.install(received)
+        with trio.fail_after(1.0):
+            await received.done.wait()
+        assert 1 == follower.status().first_index
 
 
 async def take(changes: Watch, count: int) -> list[Change]:

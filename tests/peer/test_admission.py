@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from replikv.peer.admission import LEARNER, OTHERS_MAX, Admission, Refused, cluster_id_of
+from replikv.peer.admission import LEARNER, LEASE, OTHERS_MAX, Admission, Refused, cluster_id_of
 from replikv.peer.peer import Peer
 from replikv.raft.entries import Entry, EntryKind, SnapshotMetadata
 from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Membership, MembershipChange
@@ -209,6 +209,20 @@ def test_who_was_refused_is_not_remembered() -> None:
     admission = Admission(US, membership())
     assert admission.admit(hello(incarnation="stranger", cluster_id="other")) is not None
     assert admission.admit(hello(incarnation="b1")) is None
+
+
+def test_promises_are_alike_only_if_all_are() -> None:
+    """One member that votes earlier than this peer counts on ends leases on reads, until it says otherwise."""
+    admission = Admission(US, membership(), attributes={LEASE: "1.0"})
+    for told, alike in (("1.0", True), ("0.5", False)):
+        assert admission.admit(hello("b", "b1", lease=told)) is None
+        assert admission.admit(hello("c", "c1", lease="1.0")) is None
+        assert alike == admission.promises_alike
+
+    assert admission.admit(hello("b", "b1", lease="1.0")) is None
+    assert admission.promises_alike
+    assert admission.admit(hello("c", "c1")) is None
+    assert not admission.promises_alike
 
 
 def test_what_is_to_be_bound() -> None:

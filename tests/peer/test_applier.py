@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from replikv.machine.commands import encode_increment
+from replikv.machine.commands import encode_increment, encode_put
 from replikv.machine.envelope import CommandKind, Envelope, pack_commands
 from replikv.machine.replica import Replica
 from replikv.peer.applier import COMMANDS_PER_LOOK, Applier
@@ -37,6 +37,11 @@ class Record:
     def apply(self, looks: float = NEVER) -> list[int]:
         """Apply until so many looks at the clock have been taken."""
         return [entry.index for entry in self.applier.apply(self.now + looks, self.clock)]
+
+
+def large(number: int) -> bytes:
+    """One of which the replica applies no second one at a time."""
+    return Envelope(CommandKind.MAP, 0, 0, 0, encode_put(b"k%d" % number, b"\x59\xc0\x00" + bytes(0xC000))).encode()
 
 
 def entry(index: int, commands: int, term: int = 1) -> Entry:
@@ -96,3 +101,11 @@ def test_a_snapshot_takes_the_place_of_what_is_pending(record: Record) -> None:
     assert not record.applier.behind
     record.applier.add([entry(8, 1, term=3)])
     assert [8] == record.apply()
+
+
+def test_what_the_replica_leaves_for_later_is_applied_next(record: Record) -> None:
+    """It stops where much was done, within what it was given: the entry is applied to its end all the same."""
+    record.applier.add([Entry(1, 1, pack_commands([large(number) for number in range(3)]))])
+    assert [1] == record.apply()
+    assert [1, 1, 1] == record.told
+    assert 3 == len(record.replica.map.keyspace)

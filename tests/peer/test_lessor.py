@@ -227,6 +227,26 @@ def test_whoever_asks_before_the_confirmation_comes_is_heard() -> None:
     assert {lease} == leader.leases
 
 
+def test_a_confirmation_counts_from_when_it_was_asked_for() -> None:
+    """A lease that came to be due while others answered waits for the next one: they may have answered before that."""
+    leader = Leader()
+    lease = leader.grant()
+    leader.tick()
+    leader.pass_time(TTL_S - 0.3)
+    leader.confirms = False
+    asked = leader.ask(lease, renew=False)
+    leader.pass_time(0.4)
+    leader.confirm()
+    leader.release()
+    assert asked in leader.answers
+
+    leader.tick()
+    assert ([], 1) == (leader.log, len(leader.rounds))
+    leader.confirm()
+    leader.tick()
+    assert [lease] == leader.log
+
+
 def test_nothing_ends_before_an_entry_of_the_own_term_is_applied() -> None:
     """Until then the table may be that of long ago."""
     leader = Leader()
@@ -351,6 +371,18 @@ def test_questions_without_end_are_dropped() -> None:
     leader.confirms = True
     leader.turn()
     assert dropped not in leader.answers
+    assert leader.ask(lease) in leader.answers
+
+
+def test_questions_that_were_given_up_take_no_room() -> None:
+    """A leader that was cut off for long, and has a quorum again, answers."""
+    leader = Leader()
+    lease = leader.grant()
+    leader.confirms = False
+    for _ in range(10):
+        leader.ask(*[lease] * (QUESTIONS_MAX // 4))
+        leader.tick(after_s=STALL_S + 0.1)
+    leader.confirms = True
     assert leader.ask(lease) in leader.answers
 
 

@@ -199,6 +199,35 @@ def test_who_keeps_up_is_caught_up() -> None:
     assert not leader.standing("b")["caught_up"]
 
 
+def test_what_the_log_held_in_an_earlier_leadership_is_not_enough() -> None:
+    """It may be far behind what holds by now: a new leader asks for all that it has, until it has led long enough."""
+    leader = Leader("b", {"b": {LEARNER: ""}})
+    leader.tick(2 * ELECTION, hear="b")
+    held = leader.node.raft.log.last_index()
+    leader.node.raft.become_follower(leader.node.raft.term + 1, "")
+    leader.node.campaign()
+    leader.work()
+    for _ in range(5):
+        leader.node.propose(b"x")
+    leader.work()
+    leader.hear("b", held)
+
+    leader.tick()
+
+    assert not leader.standing("b")["caught_up"]
+
+
+def test_who_is_probed_is_not_caught_up() -> None:
+    """It had everything, and its connection broke: whether anybody is there is to be found out first."""
+    leader = Leader("b", {"b": {LEARNER: ""}})
+    leader.tick(2 * ELECTION, hear="b")
+    assert leader.standing("b")["caught_up"]
+
+    leader.node.report_unreachable("b")
+
+    assert not leader.standing("b")["caught_up"]
+
+
 def test_who_was_never_heard_is_not_caught_up() -> None:
     """What it has is not known."""
     leader = Leader()

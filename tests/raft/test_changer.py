@@ -164,6 +164,9 @@ def test_sequence(sequence: str) -> None:
         ),
         pytest.param(Transition.JOINT_EXPLICIT, "v4", "voters=1,2,3,4 outgoing=1,2,3", id="explicit"),
         pytest.param(
+            Transition.JOINT_IMPLICIT, "l1 v1", "voters=1,2,3 outgoing=1,2,3 auto-leave", id="the last word counts"
+        ),
+        pytest.param(
             Transition.AUTO, "l1 l2", "voters=3 outgoing=1,2,3 learners_next=1,2 auto-leave", id="demotion of two"
         ),
     ],
@@ -207,6 +210,28 @@ def test_a_record_comes_with_its_member_and_goes_with_it() -> None:
     assert ["1", "3"] == list(left.members)
     again = changer.apply_change(left, MembershipChange((change_of("l2"),)), 9)
     assert MemberRecord("") == again.members["2"]
+
+
+def test_an_incarnation_that_is_told_again_is_bound_where_it_was() -> None:
+    """A second binding would make an old claim newer than one that was bound in between."""
+    membership = Membership.of_voters({"1": "one"})
+    told = MembershipChange((MemberChange(ChangeKind.UPDATE, "1", incarnation="x"),))
+
+    membership = changer.apply_change(membership, told, 4)
+    membership = changer.apply_change(membership, told, 9)
+
+    assert 4 == membership.members["1"].bound_index
+
+
+def test_a_change_may_move_voters_and_records() -> None:
+    """One that does both takes the way of the voters, and leaves out neither."""
+    change = MembershipChange(
+        (MemberChange(ChangeKind.UPDATE, "1", address="elsewhere"), MemberChange(ChangeKind.ADD_VOTER, "2", "two"))
+    )
+
+    after = changer.apply_change(Membership.of_voters({"1": "one"}), change, 4)
+
+    assert (frozenset("12"), "elsewhere") == (after.voters, after.members["1"].address)
 
 
 def test_records_change_while_joint() -> None:

@@ -37,9 +37,24 @@ def three_that_check(**config: Any) -> Network:
 
 
 def test_a_leader_with_a_quorum_leads_on() -> None:
-    """Somebody else is heard of in each election timeout (TestLeaderStepdownWhenQuorumActive)."""
+    """Somebody else is heard of in each election timeout, the first one too (TestLeaderStepdownWhenQuorumActive)."""
     peer = Peer(check_quorum=True, election_ticks=5)
-    peer.lead()
+    peer.lead(acknowledged=False)
+
+    for _ in range(6):
+        peer.step(HeartbeatResponse(to="1", sender="2", term=1))
+        peer.tick()
+
+    assert LEADER is peer.raft.role
+
+
+def test_a_leader_counts_itself_though_its_disk_is_slow() -> None:
+    """It hears itself from its election on, and not only when its own write is durable."""
+    peer = Peer(check_quorum=True, election_ticks=5)
+    peer.node.campaign()
+    peer.take()
+    peer.lazy = True
+    peer.step(RequestVoteResponse(to="1", sender="2", term=1))
 
     for _ in range(6):
         peer.step(HeartbeatResponse(to="1", sender="2", term=1))

@@ -338,6 +338,36 @@ def test_a_late_pre_vote_is_not_counted_as_a_vote() -> None:
     assert (LEADER, 1) == peer.state
 
 
+def test_a_late_refusal_of_the_pre_vote_is_none_of_the_vote() -> None:
+    """Whoever would not have been for it, as it heard a leader then, may be for it now."""
+    peer = Peer(pre_vote=True)
+    peer.node.campaign()
+    peer.take()
+    peer.step(RequestVoteResponse(to="1", sender="2", term=1, pre_vote=True))
+    assert (CANDIDATE, 1) == peer.state
+
+    for voter in "23":
+        peer.step(RequestVoteResponse(to="1", sender=voter, term=1, reject=True, pre_vote=True))
+    peer.step(RequestVoteResponse(to="1", sender="3", term=1))
+
+    assert (LEADER, 1) == peer.state
+
+
+def test_a_late_vote_is_not_counted_as_a_pre_vote() -> None:
+    """It was given for an election that is over: nobody has said that he would elect this node in the next one."""
+    peer = Peer("1", "12345", pre_vote=True)
+    peer.raft.become_candidate()
+    peer.take()
+    peer.node.campaign()
+    peer.take()
+    assert (PRE_CANDIDATE, 1) == peer.state
+
+    for voter in "234":
+        peer.step(RequestVoteResponse(to="1", sender=voter, term=1))
+
+    assert (PRE_CANDIDATE, 1) == peer.state
+
+
 @pytest.mark.parametrize(
     "message",
     [
@@ -355,6 +385,37 @@ def test_the_election_timer_starts_anew(message: Message) -> None:
     peer.step(message)
 
     assert [] == peer.tick(9)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        RequestVote(to="1", sender="2", term=3, last_index=1, last_term=1, pre_vote=True),
+        AppendEntries(to="1", sender="2", term=1),
+        Heartbeat(to="1", sender="2", term=1),
+    ],
+    ids=["a pre-vote", "an append of an older term", "a heartbeat of an older term"],
+)
+def test_the_election_timer_runs_on(message: Message) -> None:
+    """Neither who only asks nor who leads no more keeps others from campaigning (5.2; openraft#2080)."""
+    peer = Peer(term=2, election_ticks=10, check_quorum=True)
+    peer.tick(9)
+
+    assert peer.step(message)  # it is answered
+
+    assert 9 == peer.raft.election_elapsed
+
+
+@pytest.mark.parametrize("pre_vote", [False, True])
+def test_who_knows_the_leader_of_a_term_elects_nobody_else_in_it(pre_vote: bool) -> None:
+    """That it has not voted for that one makes no difference, nor that it is only asked whether it would (etcd)."""
+    peer = Peer(term=2)
+    peer.step(Heartbeat(to="1", sender="2", term=2))
+
+    sent = peer.step(RequestVote(to="1", sender="3", term=2, last_index=9, last_term=2, pre_vote=pre_vote))
+
+    assert [RequestVoteResponse(to="3", sender="1", term=2, reject=True, pre_vote=pre_vote)] == sent
+    assert NO_NODE == peer.raft.vote
 
 
 def test_a_refused_vote_does_not_delay_the_own_campaign() -> None:

@@ -153,6 +153,30 @@ def test_an_unreachable_follower_is_probed_again() -> None:
     assert (ProgressState.PROBE, 4) == (progress.state, progress.next)
 
 
+def test_an_unreachable_follower_is_found_again_without_proposals() -> None:
+    """It has everything: its answers to a heartbeat and to the empty probe behind it are enough to send ahead again."""
+    peer, progress = leader_of("12")
+    acknowledge(peer, 1)
+    peer.node.report_unreachable("2")
+    assert (ProgressState.PROBE, 1) == (progress.state, progress.match)
+
+    [probe] = answer_heartbeat(peer)
+    assert (1, ()) == (probe.previous_index, probe.entries)
+    acknowledge(peer, 1)
+
+    assert ProgressState.REPLICATE is progress.state
+
+
+def test_who_awaits_a_snapshot_is_not_probed_when_its_connection_breaks() -> None:
+    """The snapshot comes on another one: whoever sends it says what became of it."""
+    peer, progress = leader_of("12", log=terms(1, 1, 1))
+    progress.become_snapshot(3)
+
+    peer.node.report_unreachable("2")
+
+    assert (ProgressState.SNAPSHOT, 3) == (progress.state, progress.pending_snapshot)
+
+
 # -- probing -----------------------------------------------------------------------------------------------------------
 
 

@@ -109,6 +109,13 @@ def test_slice(low: int, high: int, bytes_max: int | None, found: list[int] | ra
     assert list(found) == indexes(SEAM_LOG.slice(low, high, bytes_max))
 
 
+def test_a_slice_has_no_gap_at_the_seam() -> None:
+    """Where the bound ends among the durable entries, none of the others follows, be it ever so small."""
+    log = log_of([Entry(1, 1), Entry(2, 1, b"x" * 100)], [Entry(3, 1)])
+
+    assert [1] == indexes(log.slice(1, 4, 3 * Entry(1, 1).size))
+
+
 @pytest.mark.parametrize(
     ("low", "high", "error"),
     [

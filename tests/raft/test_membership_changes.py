@@ -18,6 +18,7 @@ from replikv.raft.membership import ChangeKind, MemberChange, MemberRecord, Memb
 from replikv.raft.messages import (
     AppendEntries,
     AppendEntriesResponse,
+    Heartbeat,
     HeartbeatResponse,
     InstallSnapshot,
     TimeoutNow,
@@ -287,6 +288,22 @@ def test_a_snapshot_from_before_a_member_is_not_sent_to_it() -> None:
     assert not peer.node.snapshot_wanted
     sent = peer.step(HeartbeatResponse(to="1", sender="2", term=1))
     assert [InstallSnapshot(to="2", sender="1", term=1, snapshot=metadata)] == only(sent, InstallSnapshot)
+
+
+def test_whoever_leads_no_more_wants_no_snapshot() -> None:
+    """Who needs one is the next leader's concern."""
+    storage = MemoryStorage()
+    storage.install(snapshot_at(10, 1, "1"))
+    peer = Peer("1", storage=storage)
+    peer.lead()
+    peer.node.propose_membership(change("l2"))
+    peer.take()
+    peer.step(AppendEntriesResponse(to="1", sender="2", term=1, index=11, reject=True))
+    assert peer.node.snapshot_wanted
+
+    peer.step(Heartbeat(to="1", sender="2", term=2))
+
+    assert not peer.node.snapshot_wanted
 
 
 def test_a_late_change_does_not_undo_a_snapshot() -> None:

@@ -456,6 +456,18 @@ def test_a_vote_is_durable_before_it_leaves() -> None:
     )
 
 
+def test_a_vote_in_a_term_that_is_durable_already_is_written_too() -> None:
+    """The term came with a candidate that was refused: the vote for another one in it is news for the disk."""
+    peer = Peer(log=terms(1, 1), term=1)
+    refused = peer.step(RequestVote(to="1", sender="3", term=2, last_index=1, last_term=1))
+    assert [True] == [message.reject for message in only(refused, RequestVoteResponse)]
+    assert (2, "") == peer.storage.hard_state[:2]
+
+    peer.step(RequestVote(to="1", sender="2", term=2, last_index=2, last_term=1))
+
+    assert (2, "2") == peer.storage.hard_state[:2]
+
+
 def test_entries_are_durable_before_they_are_acknowledged() -> None:
     """An acknowledgement leaves only after the entries it covers are on disk (figure 2; thesis 10.2.1)."""
     peer = Peer()

@@ -72,11 +72,12 @@ def test_become_snapshot() -> None:
 
 
 @pytest.mark.parametrize(
-    ("index", "match", "next_index", "changed"), [(2, 3, 5, False), (3, 3, 5, False), (4, 4, 5, True), (5, 5, 6, True)]
+    ("index", "match", "next_index", "changed"),
+    [(2, 3, 6, False), (3, 3, 6, False), (4, 4, 6, True), (5, 5, 6, True), (6, 6, 7, True)],
 )
 def test_maybe_update(index: int, match: int, next_index: int, changed: bool) -> None:
     """Match and next only grow; a late answer changes nothing (TestProgressUpdate, PySyncObj#166)."""
-    progress = progress_in(PROBE, match=3, next_index=5)
+    progress = progress_in(PROBE, match=3, next_index=6)
 
     assert changed == progress.maybe_update(index)
 

@@ -150,6 +150,23 @@ def test_a_commit_index_alone_is_not_written() -> None:
     assert 1 == peer.storage.hard_state.commit
 
 
+def test_a_commit_index_is_told_once() -> None:
+    """With ``commit_rides_along``: by the next entries, or when it is asked for; then there is nothing more to tell."""
+    for proposes in (False, True):
+        peer = Peer("1", "123", commit_rides_along=True)
+        peer.lead()
+        assert peer.node.commit_untold
+        if proposes:
+            peer.node.propose(b"x")
+        else:
+            peer.node.tell_commit()
+        told = [message.commit for message in peer.take() if isinstance(message, AppendEntries)]
+        assert ([1, 1], False) == (told, peer.node.commit_untold)
+
+        peer.node.tell_commit()
+        assert [] == peer.take()
+
+
 def test_writes_complete_in_order() -> None:
     """Each once, the oldest first: an acknowledgement vouches for all that was written before it."""
     node = Peer("1", "1").node

@@ -97,6 +97,11 @@ def test_the_lease_needs_check_quorum() -> None:
 # -- how long it lasts -------------------------------------------------------------------------------------------------
 
 
+def test_the_lease_is_shorter_than_the_shortest_promise() -> None:
+    """A promise of ten ticks may be nine long, as the first one may come at once, on a clock that is a tenth faster."""
+    assert lease_ticks(10) == pytest.approx(8.1)
+
+
 def test_the_lease_counts_from_when_the_heartbeat_was_sent() -> None:
     """However late the answers come: the promises behind them began when the heartbeat arrived, at the earliest."""
     peer = under_lease()
@@ -224,6 +229,27 @@ def test_a_transfer_ends_the_lease_for_good() -> None:
     assert (Role.LEADER, "") == (peer.raft.role, peer.node.transferring)
 
     assert [] == read_at(peer, 2.0 * ELECTION_TICKS)
+
+
+def test_a_new_leadership_has_a_lease_of_its_own() -> None:
+    """What ended the last one, and the rounds that it sent, are of that one: the first answer of the new one counts."""
+    peer = under_lease()
+    answer(peer)
+    peer.node.transfer_leadership("2")
+    peer.take()
+    for now in range(1, 4):  # rounds that nobody answers, at positions that the new leadership has yet to reach
+        peer.node.tell_time(float(now))
+        peer.beat()
+    peer.step(RequestVote(to="1", sender="2", term=2, transfer=True, last_index=1, last_term=1))
+    assert Role.FOLLOWER is peer.raft.role
+    peer.lead()
+    assert [] == read_at(peer, 4.0)
+
+    peer.node.tell_time(5.0)
+    peer.beat()
+    peer.step(HeartbeatResponse(to="1", sender="2", term=3, read_position=peer.raft.reads.position))
+
+    assert [ReadState(7, 2)] == read_at(peer, 5.0 + LEASE / 2)
 
 
 def test_a_change_of_the_voters_revokes_the_lease() -> None:

@@ -80,6 +80,21 @@ def test_a_new_leader_postpones_reads() -> None:
     assert ReadState(8, 4) == network["1"].reads[-1]
 
 
+def test_a_postponed_read_needs_a_majority_and_no_more() -> None:
+    """The leader itself is part of it: one of three may be away."""
+    network = three()
+    network.isolate("3")
+    network.hold(AppendEntries)
+    network.campaign("1")
+    network.read("1", 7)
+    assert [] == network["1"].reads
+
+    network._held.clear()
+    network.settle(*network.held)
+
+    assert [ReadState(7, 1)] == network["1"].reads
+
+
 def test_old_answers_do_not_confirm_new_reads() -> None:
     """A stale leader must not serve a read on answers to heartbeats sent before it (TestReadOnlyDuplicateRequest)."""
     network = three()

@@ -24,20 +24,22 @@ FOLLOWER, CANDIDATE, LEADER = Role.FOLLOWER, Role.CANDIDATE, Role.LEADER
 
 
 def test_who_is_removed_is_told() -> None:
-    """With the commit of its removal: nobody tells it later. By a heartbeat when its window is full."""
-    for paused in (False, True):
+    """With the commit of its removal: nobody tells it later. By a heartbeat when its window is full, and then no more
+    than it is known to have.
+    """
+    for paused, match, commit in ((False, 2, 2), (True, 2, 2), (True, 1, 1)):
         peer = Peer("1", "123", commit_rides_along=True)
         peer.lead()
         peer.node.propose_membership(change("r3"))
         appends = {message.to: message for message in only(peer.take(), AppendEntries)}
-        peer.raft.tracker.progress["3"].match = 2
+        peer.raft.tracker.progress["3"].match = match
         peer.raft.tracker.progress["3"].paused = paused
 
         sent = peer.step(accept(appends["2"]))
 
         [told] = [message for message in sent if message.to == "3"]
         assert isinstance(told, Heartbeat if paused else AppendEntries)
-        assert 2 == told.commit
+        assert commit == told.commit
         assert "3" not in peer.raft.tracker.progress
 
 
@@ -108,9 +110,10 @@ def test_a_removed_leader_commits_without_itself() -> None:
     assert {"2", "3"} == {message.to for message in only(sent, AppendEntries) if message.commit == index + 1}
 
 
-def test_a_removed_leader_asks_again_until_its_time_is_up() -> None:
+@pytest.mark.parametrize("commit_rides_along", [False, True])
+def test_a_removed_leader_asks_again_until_its_time_is_up(commit_rides_along: bool) -> None:
     """The successor may not have applied the removal yet, and so not campaign; after a timeout it steps down anyway."""
-    peer = Peer("1", "12")
+    peer = Peer("1", "12", commit_rides_along=commit_rides_along)
     peer.lead()
     peer.node.propose_membership(change("r1"))
     peer.take()

@@ -244,6 +244,23 @@ def test_diverging_logs_meet_in_one_rejection(leader_log: list[Entry], follower_
     assert network["1"].log == network["2"].log
 
 
+def test_another_entry_than_the_last_that_is_committed_is_a_bug() -> None:
+    """Committed entries are never replaced, up to the last one: two histories cannot both be kept."""
+    for index in (2, 3):
+        peer = Peer(log=terms(1, 1, 1), term=1, commit=3)
+        with pytest.raises(InternalError, match=f"another entry {index} than the one that is committed"):
+            peer.step(
+                AppendEntries(
+                    to="1",
+                    sender="2",
+                    term=2,
+                    previous_index=index - 1,
+                    previous_term=1,
+                    entries=tuple(terms(2, at=index)),
+                )
+            )
+
+
 def test_all_logs_of_figure_7_are_brought_together() -> None:
     """The leader finds where each of them parts from its own, in one probe or two (5.3; probe_and_replicate)."""
     logs = [

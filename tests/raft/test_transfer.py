@@ -211,6 +211,23 @@ def test_it_is_given_up_after_an_election_timeout() -> None:
     assert (LEADER, NO_NODE) == (network["1"].raft.role, network["1"].node.transferring)
 
 
+def test_it_has_a_whole_election_timeout() -> None:
+    """However long ago the leader last looked for its quorum."""
+    network = three()
+    network.campaign("1")
+    network.isolate("3")
+    for _ in range(ELECTION_TICKS - 1):
+        network["1"].node.tick()
+    transfer(network, "3")
+
+    for _ in range(ELECTION_TICKS - 1):
+        network["1"].node.tick()
+        assert "3" == network["1"].node.transferring
+
+    network["1"].node.tick()
+    assert NO_NODE == network["1"].node.transferring
+
+
 def test_asking_again_gives_no_more_time() -> None:
     """A second request for the same node changes nothing (...SecondTransferToSameNode)."""
     network = pending()

@@ -131,6 +131,7 @@ def test_accept_in_progress(
         pytest.param(terms(1, at=5), 5, 6, None, 5, 1, (6, 6, 0), id="to the first entry"),
         pytest.param(terms(1, 1, at=5), 5, 6, None, 5, 1, (6, 6, 1), id="to the first entry, one more waiting"),
         pytest.param(terms(1, 1, at=5), 5, 7, None, 5, 1, (6, 7, 1), id="to the first entry, one more in progress"),
+        pytest.param(terms(1, 1, at=5), 5, 5, None, 5, 1, (6, 6, 1), id="handed out anew meanwhile"),
         pytest.param(terms(2, at=6), 6, 7, None, 6, 1, (6, 7, 1), id="another term"),
         pytest.param(terms(1, at=5), 5, 6, None, 4, 1, (5, 6, 1), id="stable already"),
         pytest.param(terms(1, at=5), 5, 6, SNAPSHOT_4, 5, 1, (6, 6, 0), id="with a snapshot"),
