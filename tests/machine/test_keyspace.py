@@ -22,6 +22,7 @@ from replikv.machine.record import Record, digest_of, is_live, mod_revision_of, 
 KEYS = ["", "a", "a/", "a/b", "a/c", "a0", "b", "ä", "\U0010ffff", "\U0010ffff\U0010ffff"]
 keys = st.sampled_from(KEYS[:3]) | st.sampled_from(KEYS)  # some are put and deleted again and again
 values = st.binary(min_size=1, max_size=3)
+some_writes = st.dictionaries(keys, st.none() | values, max_size=4)
 ranges = st.builds(
     KeyRange, start=keys, stop=st.none() | keys, prefix=st.sampled_from(["", "a", "a/", "\U0010ffff", "zz"])
 )
@@ -49,7 +50,12 @@ class KeyspaceComparison(RuleBasedStateMachine):
         self.pins: list[Pin] = []
         self.scans: list[tuple[Iterator[tuple[str, Record]], list[tuple[str, Record]]]] = []
 
-    @rule(writes=st.dictionaries(keys, st.none() | values, max_size=4), lease=st.sampled_from([0, 7]))
+    @rule(many=st.lists(some_writes, min_size=1, max_size=4), lease=st.sampled_from([0, 7]))
+    def commit_many(self, many: list[dict[str, bytes | None]], lease: int) -> None:
+        """Puts and deletes, some at a time."""
+        for writes in many:
+            self.commit(writes, lease)
+
     def commit(self, writes: dict[str, bytes | None], lease: int) -> None:
         """Puts and deletes at one revision; deletes of nothing take none."""
         before = self.maps[-1]
@@ -271,6 +277,21 @@ def test_a_scan_that_holds_too_much_is_broken() -> None:
     with pytest.raises(CompactedError) as caught:
         next(scan)
     assert keyspace.floor == caught.value.revision
+
+
+@pytest.mark.parametrize("breakable", [False, True])
+def test_a_revision_is_held_until_the_last_pin_on_it_is_released(breakable: bool) -> None:
+    """Two readers of one revision do not take it from each other."""
+    keyspace = filled(1)
+    first, second = (keyspace.pin(breakable=breakable) for _ in range(2))
+    keyspace.put("k00000", b"w")
+    first.release()
+    keyspace.compact(2)
+    keyspace.trim(100)
+    assert (1, False) == (keyspace.physical_floor, second.broken)
+    second.release()
+    keyspace.trim(100)
+    assert 2 == keyspace.physical_floor
 
 
 def test_what_a_breakable_pin_may_hold() -> None:

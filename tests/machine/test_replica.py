@@ -120,7 +120,6 @@ some_command = st.one_of(
 
 def some_log(size_max: int) -> st.SearchStrategy[list[bytes]]:
     """Of a cluster that knows leases and transactions, or does not, or comes to know them on the way."""
-    some_commands = st.lists(some_command, max_size=size_max)
     return st.builds(
         lambda first, early, late: [*first, *early, UPGRADE, *late] if early else [*first, *late],
         st.sampled_from([[REGISTER, UPGRADE], [REGISTER]]),

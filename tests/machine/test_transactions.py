@@ -264,6 +264,7 @@ PUT, OTHER = Put("k", cbor(1), 0), Put("k", cbor(2), 0)
         ([Choice([], [PUT], []), Choice([], [], [Delete("k")])], "k"),
         ([Choice([], [Delete("k")], []), Choice([], [Choice([], [PUT], [])], [])], "k"),
         ([Choice([], [], [Delete(KeyRange("k", "l"))]), Choice([], [PUT], [])], "k"),
+        ([Choice([], [PUT], []), Choice([], [], [Delete(KeyRange("k", "l"))])], "k"),
         ([Choice([], [PUT, OTHER], [])], "k"),
         ([Choice([], [PUT], [OTHER])], None),
         ([Choice([], [PUT], [Delete(KeyRange())])], None),

@@ -49,6 +49,21 @@ async def test_a_snapshot_with_the_key_in_it_ends_nothing(
     assert inside
 
 
+async def test_a_key_that_goes_in_the_sweep_that_puts_it(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """Nobody tells of it later: whoever comes in looks once whether he is in line at all."""
+
+    def delete() -> None:
+        for key in list(store.keys("line/")):
+            replicator.sweep(commands.encode_delete(key.encode()))
+
+    replicator.add_listener(delete)
+    with trio.fail_after(5.0), pytest.raises(LeaseExpiredError, match="is gone"):
+        async with Contenders(store, "line/", 60.0).join():
+            pytest.fail("the block must not be entered")
+
+
 async def test_whoever_comes_needs_no_history(
     nursery: trio.Nursery, store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
 ) -> None:
