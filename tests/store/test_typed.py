@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
@@ -174,6 +175,58 @@ async def test_a_subscription_gives_typed_changes(store: Store, users: TypedStor
     assert [ANN, BOB] == [change.value for change in told]
     assert ["bad"] == [error.key for error in errors if isinstance(error, SchemaError)]
     subscription.cancel()
+
+
+OPTIONS: list[dict[str, Any]] = [
+    *({"prefix": "b"}, {"key": "b"}, {"start": "b"}, {"stop": "b"}, {"kinds": {"put"}}, {"previous": False}),
+    *({"progress": True}, {"coalesce": True}, {"since": 1}, {"buffer": 7}),
+]
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"snapshot": True}], ids=lambda options: next(iter(options)))
+async def test_a_watch_takes_the_options_of_the_store(
+    store: Store, users: TypedStore[User], options: dict[str, Any]
+) -> None:
+    """Each of them arrives: a watch of either kind is the same one."""
+    await store.update({"users/a": 1, "users/b": 2})
+    await store.put("users/c", 3)
+    async with users.untyped.watch(**options) as plain, users.watch(**options) as typed:
+        for changes in (plain, typed._watch):
+            assert plain._options == changes._options
+            assert plain.position == changes.position
+            assert ("snapshot" in options) == (changes._state is not None)
+    if "snapshot" not in options:
+        first, second = users.untyped.subscribe(print, **options), users.subscribe(print, **options)
+        assert first._watch._options == second._watch._options
+        assert first._watch.position == second._watch.position
+        first.cancel()
+        second.cancel()
+
+
+def test_there_are_no_other_options() -> None:
+    """What a watch or a subscription takes is tried above, or below if it is a callback."""
+    names = {name for options in OPTIONS for name in options}
+    for typed, plain, others in (
+        (TypedStore.watch, Store.watch, {"snapshot"}),
+        (TypedStore.subscribe, Store.subscribe, {"callback", "on_error"}),
+    ):
+        parameters = inspect.signature(typed).parameters
+        assert {"self"} | names | others == set(parameters)
+        assert [(one.name, one.default, one.kind) for one in inspect.signature(plain).parameters.values()] == [
+            (one.name, one.default, one.kind) for one in parameters.values()
+        ]
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefix": "b"}, {"start": "b"}, {"stop": "b"}, {"reverse": True}, {"limit": 2}, {}]
+)
+async def test_reads_take_the_options_of_the_store(users: TypedStore[User], options: dict[str, Any]) -> None:
+    """Keys, items and values alike."""
+    for number, key in enumerate(("a", "b", "ba", "c")):
+        await users.put(key, User(key, number))
+    expected = [key for key, _ in users.untyped.items(**options)]
+    assert expected == list(users.keys(**options)) == [user.name for user in users.values(**options)]
+    assert expected == [key for key, _ in users.items(**options)]
 
 
 async def test_objects_are_the_readers_own(users: TypedStore[User]) -> None:
