@@ -154,6 +154,26 @@ async def test_a_replica_that_is_behind_asks_before_it_says_that_there_are_no_le
     assert lease == store.entry("key").lease
 
 
+async def test_the_keys_of_a_lease_are_those_of_now(
+    store: Store, replicator: LocalReplicator, nursery: trio.Nursery
+) -> None:
+    """Of the cluster's, though this process's replica is behind: it is waited for."""
+    lease = await store.grant_lease(10)
+    replicator.fall_behind()
+    replicator.sweep(commands.encode_put(b"key", b"\x01", lease))
+    found: list[LeaseStatus] = []
+
+    async def ask() -> None:
+        found.append(await store.time_to_live(lease))
+
+    nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [] == found
+    replicator.install_snapshot()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [("key",)] == [status.keys for status in found]
+
+
 async def test_a_lease_is_over_with_its_block(store: Store) -> None:
     """To put with it afterwards is refused here, whether or not the cluster has heard of the end."""
     async with store.lease() as lease:
