@@ -189,6 +189,18 @@ async def test_a_block_does_not_wait_for_those_who_came_later(autojump_clock: tr
         nursery.cancel_scope.cancel()
 
 
+async def test_a_block_does_not_wait_for_its_own_key(autojump_clock: trio.abc.Clock) -> None:
+    """Which may stay, if the cluster cannot be reached to delete it, and whose end this process may not hear of."""
+    async with running() as peers:
+        await peers.leader()
+        (lost, _) = await peers.followers()
+        with trio.fail_after(30.0):
+            async with barrier_of(lost.store, 1):
+                peers.network.isolate(id_of(lost))
+        assert 1 == len(lost.store)
+        peers.network.heal()
+
+
 async def test_a_block_waits_neither_for_the_dead_nor_with_those_who_fail(autojump_clock: trio.abc.Clock) -> None:
     """One is cut off in its block, one raises: the third goes on when the first one's time is over."""
     async with running() as peers:

@@ -286,6 +286,20 @@ async def test_a_slow_reader_of_a_watch_is_told_the_newest_state_alone(autojump_
                 assert [{"n": "last"}] == [endpoint.metadata for endpoint in await anext(watch)]
 
 
+async def test_what_a_watch_told_is_the_readers_own(autojump_clock: trio.abc.Clock) -> None:
+    """Whatever he does to it, he is told of what has changed, and of nothing else."""
+    async with Cluster("a") as cluster:
+        watch = registry_of(cluster).watch("payments")
+        async with registry_of(cluster).register("payments", "here", metadata={"n": 1}) as registration:
+            endpoints = await anext(watch)
+            endpoints[0].metadata["n"] = 2
+            endpoints.clear()
+            await registration.update({"n": 1})
+            await nothing_to_tell(watch)
+            await registration.update({"n": 2})
+            assert [{"n": 2}] == [endpoint.metadata for endpoint in await anext(watch)]
+
+
 async def nothing_to_tell(watch: EndpointWatch) -> None:
     with trio.move_on_after(1.0) as waiting:
         await anext(watch)

@@ -278,6 +278,21 @@ if TYPE_CHECKING:
     def takes_int(number: int) -> Any: ...
 
 
+async def test_whatever_is_set_has_its_lease(users: TypedStore[User]) -> None:
+    """Each operation that sets a key gives it the lease that was asked for, or none."""
+    lease = await users.untyped.grant_lease(10)
+    for number in (lease, None):
+        await users.put("put", ANN, lease=number)
+        await users.setdefault(f"default {number}", ANN, lease=number)
+        assert await users.compare_and_set("compared", users.local.get("compared", ABSENT), ANN, lease=number)
+        assert await users.replace("put", BOB, revision=users.entry("put").mod_revision, lease=number)
+        await users.update({"updated": ANN}, lease=number)
+        keys = ("put", f"default {number}", "compared", "updated")
+        assert {number} == {users.entry(key).lease for key in keys}
+    with pytest.raises(ConfigurationError, match="choose one"):
+        users.watch(since=1, snapshot=True)
+
+
 async def test_leases_and_filters_are_those_of_the_store(store: Store, users: TypedStore[User]) -> None:
     """Whatever is set can be set with a lease, and a watch may ask for a key, a range, kinds and marks."""
     told: list[str] = []
