@@ -210,7 +210,6 @@ class Store(LeaseCalls):
             size += len(name) + len(data)
             self._check_size(size)
         if not items:
-            self._replicator.check_open()
             await trio.lowlevel.checkpoint()
             return self.revision
         payload = commands.encode_update(items, number)

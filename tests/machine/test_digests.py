@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -119,6 +119,29 @@ def test_whatever_differs_shows(odd: bytes) -> None:
     one, other = noted(Replica(), log), noted(Replica(), [*log[:60], odd, *log[61:]])
     assert one[INTERVAL] is not None
     assert one[INTERVAL] != other[INTERVAL]
+
+
+@pytest.mark.parametrize(
+    "lose",
+    [
+        pytest.param(lambda replica: replica.keyspace.compact(5), id="the floor"),
+        pytest.param(lambda replica: replica.sessions.table.clear(), id="the sessions"),
+        pytest.param(lambda replica: setattr(replica.map.leases, "next_id", 1), id="which lease is granted next"),
+        pytest.param(lambda replica: replica.map.leases.table.clear(), id="the leases"),
+        pytest.param(lambda replica: setattr(replica.keyspace, "state_bytes", 0), id="how large it is"),
+        pytest.param(lambda replica: setattr(replica.governance, "chain", 0), id="what was answered before"),
+    ],
+)
+def test_what_was_lost_shows_before_anybody_asks_for_it(lose: Callable[[Replica], object]) -> None:
+    """Though every command is answered alike: what a limit, an eviction or the next grant comes to is decided by it."""
+    grant = envelope(CommandKind.MAP, commands.encode_grant(1000))
+    log = [UPGRADE, REGISTER, grant, *map(put, range(2 * INTERVAL))]
+    one, other = Replica(), Replica()
+    assert one.apply_many(log[:60]) == other.apply_many(log[:60])
+    lose(other)
+    assert one.apply_many(log[60:]) == other.apply_many(log[60:])
+    assert one.notes.get(INTERVAL) is not None
+    assert one.notes.get(INTERVAL) != other.notes.get(INTERVAL)
 
 
 @pytest.mark.parametrize(

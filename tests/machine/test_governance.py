@@ -118,6 +118,19 @@ def test_what_a_later_version_brought_does_nothing_before_it() -> None:
     assert LIMITS == replica.governance.limits
 
 
+def test_the_limit_of_operations_came_with_version_1() -> None:
+    """Members that do not know it have applied what is over it, before the first UPGRADE: so does every replica."""
+    replica = Replica()
+    limit = replica.governance.limits.operations
+    items = {b"%d" % number: b"\x01" for number in range(limit + 1)}
+    update = Envelope(CommandKind.MAP, 0, 0, 0, commands.encode_update(items)).encode()
+    assert Status.OK == replica.apply(update)[0]
+    replica.apply(upgrade(1))
+    assert Status.OVER_LIMIT == replica.apply(update)[0]
+    del items[b"0"]
+    assert Status.OK == replica.apply(Envelope(CommandKind.MAP, 0, 0, 0, commands.encode_update(items)).encode())[0]
+
+
 @pytest.mark.parametrize(
     "payload", [b"", b"\x01", b"\x01\x00", b"\x02", encode_set_limits(LIMITS)[:-1], b"\x02" + bytes(40)]
 )

@@ -20,8 +20,9 @@ from replikv.machine.ranges import KeyRange
 from replikv.machine.record import Record, digest_of, is_live, mod_revision_of, pack_record, unpack_record, value_of
 
 KEYS = ["", "a", "a/", "a/b", "a/c", "a0", "b", "ä", "\U0010ffff", "\U0010ffff\U0010ffff"]
-keys = st.sampled_from(KEYS)
+keys = st.sampled_from(KEYS[:3]) | st.sampled_from(KEYS)  # some are put and deleted again and again
 values = st.binary(min_size=1, max_size=3)
+some_writes = st.dictionaries(keys, st.none() | values, max_size=4)
 ranges = st.builds(
     KeyRange, start=keys, stop=st.none() | keys, prefix=st.sampled_from(["", "a", "a/", "\U0010ffff", "zz"])
 )
@@ -49,7 +50,12 @@ class KeyspaceComparison(RuleBasedStateMachine):
         self.pins: list[Pin] = []
         self.scans: list[tuple[Iterator[tuple[str, Record]], list[tuple[str, Record]]]] = []
 
-    @rule(writes=st.dictionaries(keys, st.none() | values, max_size=4), lease=st.sampled_from([0, 7]))
+    @rule(many=st.lists(some_writes, min_size=1, max_size=4), lease=st.sampled_from([0, 7]))
+    def commit_many(self, many: list[dict[str, bytes | None]], lease: int) -> None:
+        """Puts and deletes, some at a time."""
+        for writes in many:
+            self.commit(writes, lease)
+
     def commit(self, writes: dict[str, bytes | None], lease: int) -> None:
         """Puts and deletes at one revision; deletes of nothing take none."""
         before = self.maps[-1]
@@ -129,6 +135,7 @@ class KeyspaceComparison(RuleBasedStateMachine):
         one = restored(self.keyspace)
         assert (self.keyspace.revision, self.keyspace.floor) == (one.revision, one.floor)
         assert (self.keyspace.digest_sum, self.keyspace.state_bytes) == (one.digest_sum, one.state_bytes)
+        assert list(self.keyspace.changes_since(self.floor)) == list(one.changes_since(self.floor))
         for wanted in (KeyRange(), KeyRange(prefix="a/"), KeyRange("b")):
             for revision in range(self.floor, one.revision + 1):
                 assert self.keyspace.unchanged_since(wanted, revision) == one.unchanged_since(wanted, revision)
@@ -148,7 +155,8 @@ class KeyspaceComparison(RuleBasedStateMachine):
         """Every retained revision can be read; what pins hold can be read below the floor; the rest is refused."""
         for pin in self.pins:
             assert not pin.broken
-            assert self.maps[pin.revision] == dict(item for run in self.keyspace.scan_pinned(pin) for item in run)
+            found = [item for run in self.keyspace.scan_pinned(pin) for item in run]
+            assert in_range(self.maps[pin.revision], KeyRange()) == found
         for revision in range(self.floor, len(self.maps)):
             model = self.maps[revision]
             assert [model.get(key) for key in KEYS] == [self.keyspace.get_at(key, revision) for key in KEYS]
@@ -211,6 +219,34 @@ def test_a_long_scan_is_not_disturbed(reverse: bool) -> None:
     assert expected == found
 
 
+@pytest.mark.parametrize("reverse", [False, True])
+def test_many_that_are_dead_by_now_among_many_that_live(reverse: bool) -> None:
+    """A scan of the past merges both as far as both are known, a block of keys at a time, in either direction."""
+    keyspace = filled(600)
+    then = keyspace.revision
+    for index in range(600):
+        if index % 100 < 45 or not index % 3:
+            keyspace.commit([(f"k{index:05}", None, 0)])
+
+    expected = sorted([f"k{index:05}" for index in range(600)], reverse=reverse)
+    assert expected == [key for key, _ in keyspace.scan(revision=then, reverse=reverse)]
+
+
+def test_a_key_that_comes_and_goes_is_there_in_between() -> None:
+    """Trimming one deletion does not touch a later one, which what was between is found by."""
+    keyspace = Keyspace()
+    for value in (b"1", None, b"3", None):
+        keyspace.commit([("key", value, 0), ("other", b"x", 0)])
+    keyspace.compact(2)
+    keyspace.trim(100)
+    found = [keyspace.get_at("key", revision) for revision in (2, 3, 4)]
+    assert [None, b"3", None] == [record and value_of(record) for record in found]
+    assert ["key", "other"] == [key for key, _ in keyspace.scan(revision=3)]
+    keyspace.compact(4)
+    keyspace.trim(100)
+    assert ["other"] == list(records_of(keyspace))
+
+
 def test_a_dropped_scan_holds_nothing() -> None:
     """Neither one that was never begun nor one left half-way keeps history in memory."""
     keyspace = filled(10)
@@ -241,6 +277,38 @@ def test_a_scan_that_holds_too_much_is_broken() -> None:
     with pytest.raises(CompactedError) as caught:
         next(scan)
     assert keyspace.floor == caught.value.revision
+
+
+@pytest.mark.parametrize("breakable", [False, True])
+def test_a_revision_is_held_until_the_last_pin_on_it_is_released(breakable: bool) -> None:
+    """Two readers of one revision do not take it from each other."""
+    keyspace = filled(1)
+    first, second = (keyspace.pin(breakable=breakable) for _ in range(2))
+    keyspace.put("k00000", b"w")
+    first.release()
+    keyspace.compact(2)
+    keyspace.trim(100)
+    assert (1, False) == (keyspace.physical_floor, second.broken)
+    second.release()
+    keyspace.trim(100)
+    assert 2 == keyspace.physical_floor
+
+
+def test_what_a_breakable_pin_may_hold() -> None:
+    """Up to the bound, and not a change more; what it held is free at once then."""
+    keyspace = filled(1, pinned_bytes_max=2 * (CHANGE_BYTES + len("k00000") + 1))
+    pin = keyspace.pin(breakable=True)
+    for _ in range(2):
+        keyspace.put("k00000", b"w")
+    keyspace.compact(3)
+    while keyspace.trim(100):
+        pass
+    assert (1, False) == (keyspace.physical_floor, pin.broken)
+    keyspace.put("k00000", b"w")
+    keyspace.compact(4)
+    while keyspace.trim(100):
+        pass
+    assert (4, True) == (keyspace.physical_floor, pin.broken)
 
 
 def test_a_slow_reader_of_changes_is_told() -> None:
@@ -316,12 +384,20 @@ def test_a_hot_key_keeps_no_stale_versions() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.integers(0, 400), min_size=1, max_size=30), st.integers(0, 30), st.integers(0, 8000))
-def test_where_the_floor_should_be(sizes: list[int], revisions_max: int, bytes_max: int) -> None:
-    """The smallest floor that keeps to both limits."""
+@given(
+    st.lists(st.integers(0, 400), min_size=1, max_size=30),
+    st.integers(0, 30),
+    st.integers(0, 8000),
+    st.none() | st.integers(0, 30),
+)
+def test_where_the_floor_should_be(sizes: list[int], revisions_max: int, bytes_max: int, exactly: int | None) -> None:
+    """The smallest floor that keeps to both limits; also where so many of the newest revisions just fit."""
     keyspace = Keyspace()
     for size in sizes:
         keyspace.put("key", b"x" * (size + 1))
+    if exactly is not None:
+        replaced = [0, *(size + 1 for size in sizes[:-1])][max(0, len(sizes) - exactly) :]
+        bytes_max = sum(CHANGE_BYTES + len("key") + size for size in replaced)
     floor = keyspace.floor_for(revisions_max=revisions_max, bytes_max=bytes_max)
 
     assert keyspace.revision - floor <= revisions_max
@@ -445,6 +521,11 @@ def test_loading_into_a_map_that_has_history_is_a_bug() -> None:
     keyspace = filled(1)
     with pytest.raises(InternalError):
         keyspace.load("other", pack_record(b"v", 1, 1, 1, 0))
+    loading = Keyspace(revision=5)
+    loading.load("key", pack_record(b"v", 1, 5, 1, 0))
+    for record in (pack_record(b"v", 1, 5, 1, 0), pack_record(b"w", 1, 6, 1, 0), pack_record(None, 0, 5, 0, 0)):
+        with pytest.raises(InternalError):
+            loading.load("key" if is_live(record) and mod_revision_of(record) == 5 else "other", record)
     with pytest.raises(InternalError):
         KeyspaceRestorer(pinned_bytes_max=1).finish()
 
@@ -483,11 +564,12 @@ def test_revisions_that_are_left_out() -> None:
         assert before.keys() - {"often"} | {"k3"} == dict(one.scan()).keys()
 
 
-def test_no_revision_is_left_out_under_a_reader() -> None:
+@pytest.mark.parametrize("breakable", [False, True])
+def test_no_revision_is_left_out_under_a_reader(breakable: bool) -> None:
     """What he reads would be gone."""
     keyspace = Keyspace()
     keyspace.put("a", b"1")
-    pin = keyspace.pin()
+    pin = keyspace.pin(breakable=breakable)
     with pytest.raises(InternalError):
         keyspace.advance(10)
     pin.release()

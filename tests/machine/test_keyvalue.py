@@ -301,6 +301,7 @@ def test_snapshot_is_not_disturbed() -> None:
     kv.run(commands.encode_compact(400))
     expected = list(kv.machine.snapshot())
     snapshot, found = kv.machine.snapshot(), []
+    kv.run(commands.encode_update({b"early": cbor(1), b"k0700": cbor(2)}))
     for chunk in snapshot:
         found.append(chunk)
         kv.run(commands.encode_delete_prefix(b"k00", 30))

@@ -134,6 +134,16 @@ def test_a_compare_that_fails_does_not_look_at_the_lease() -> None:
         assert not commands.decode_outcome_result(ok(replica, payload)).done
 
 
+def test_what_is_compared_and_deleted_has_not_expired() -> None:
+    """The lease of a compare-and-set is for the value: where that is none, the key is deleted as by any command."""
+    replica = upgraded()
+    lease = grant(replica)
+    put(replica, b"key", lease)
+    assert commands.decode_outcome_result(ok(replica, commands.encode_compare_and_set(b"key", VALUE, None, lease))).done
+    ((_, ((_, tombstone, _),)),) = replica.keyspace.changes_since(1)
+    assert 0 == lease_of(tombstone)
+
+
 def test_attach_and_detach() -> None:
     """The value stays, the version counts; to where it is attached already is no change; no key, nothing to attach."""
     replica = upgraded()

@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from replikv.errors import ConfigurationError, InternalError
 from replikv.machine import commands
 from replikv.machine.base import StateMachine
+from replikv.machine.choices import Choice, Comparison, Delete, Get, Put, Relation, Target, encode_transact
 from replikv.machine.envelope import CommandKind, Envelope, Status
+from replikv.machine.governance import Limits, Versions, encode_set_limits, encode_upgrade
+from replikv.machine.ranges import KeyRange
 from replikv.machine.replica import Replica
 from replikv.machine.values import encode_value
 
@@ -62,7 +65,11 @@ def seal(target: int, session: int) -> bytes:
 
 
 REGISTER = envelope(CommandKind.REGISTER, b"node", sequence=77)
+UPGRADE = envelope(CommandKind.CLUSTER, encode_upgrade(Versions(1, 0)))
 
+some_name = st.sampled_from(["a", "a/b", "a/c", "b"])
+some_keys = some_name | st.builds(KeyRange, st.just(""), st.none() | some_name, st.sampled_from(["", "a", "a/"]))
+some_lease = st.integers(0, 3)
 some_key = st.sampled_from([b"a", b"a/b", b"a/c", b"b"])
 some_value = st.sampled_from([cbor(value) for value in (0, 1, 1.0, "x", None, [1])])
 some_payload = st.one_of(
@@ -76,21 +83,49 @@ some_payload = st.one_of(
     st.builds(commands.encode_compare_and_set, some_key, st.none() | some_value, st.none() | some_value),
     st.builds(commands.encode_replace, some_key, some_value, st.integers(0, 12)),
     st.builds(commands.encode_compact, st.integers(0, 40)),
+    st.builds(commands.encode_grant, st.integers(1, 9)),
+    st.builds(commands.encode_revoke, some_lease),
+    st.builds(commands.encode_attach, some_key, some_lease),
+    st.builds(
+        lambda keys, revision, steps, others: encode_transact(
+            Choice([Comparison(Target.UNCHANGED, keys, Relation.EQUAL, revision)], steps, others)
+        ),
+        some_keys,
+        st.integers(0, 20),
+        st.lists(
+            st.builds(Put, some_name, some_value, some_lease) | st.builds(Get, some_keys, st.integers(0, 4)), max_size=3
+        ),
+        st.lists(st.builds(Delete, some_keys), max_size=2),
+    ),
 )
 some_command = st.one_of(
     st.builds(
         envelope,
         st.just(int(CommandKind.MAP)),
         some_payload,
-        st.integers(0, 6),
+        st.just(0) | st.integers(0, 6),
         st.integers(0, 8),
         st.integers(0, 8),
     ),
     st.just(REGISTER),
+    st.builds(
+        lambda limits: envelope(CommandKind.CLUSTER, encode_set_limits(limits)),
+        st.builds(Limits, keys=st.integers(2, 9), leases=st.integers(1, 3), operations=st.integers(1, 9)),
+    ),
     st.builds(seal, st.integers(0, 8), st.integers(1, 6)),
     st.builds(custom, st.sampled_from([b"x", b"raise", b"wrong"]), st.integers(0, 6), st.integers(0, 8)),
     st.binary(max_size=60),
 )
+
+
+def some_log(size_max: int) -> st.SearchStrategy[list[bytes]]:
+    """Of a cluster that knows leases and transactions, or does not, or comes to know them on the way."""
+    return st.builds(
+        lambda first, early, late: [*first, *early, UPGRADE, *late] if early else [*first, *late],
+        st.sampled_from([[REGISTER, UPGRADE], [REGISTER]]),
+        st.just([]) | st.lists(some_command, max_size=size_max // 2),
+        st.lists(some_command, max_size=size_max),
+    )
 
 
 def chunks_of(replica: Replica) -> list[bytes]:
@@ -98,7 +133,7 @@ def chunks_of(replica: Replica) -> list[bytes]:
 
 
 @settings(max_examples=100, deadline=None)
-@given(log=st.lists(some_command, max_size=60).map(lambda log: [REGISTER, *log]), data=st.data())
+@given(log=some_log(60), data=st.data())
 def test_equal_logs_make_equal_replicas(log: list[bytes], data: st.DataObject) -> None:
     """Byte for byte: applied directly; restored on the way; under pins; with what can be trimmed trimmed at once."""
     plain, restored, pinned, trimmed = (Replica(Tally()) for _ in range(4))
@@ -125,7 +160,7 @@ def test_equal_logs_make_equal_replicas(log: list[bytes], data: st.DataObject) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(log=st.lists(some_command, max_size=40).map(lambda log: [REGISTER, *log]), data=st.data())
+@given(log=some_log(40), data=st.data())
 def test_a_snapshot_is_of_its_call(log: list[bytes], data: st.DataObject) -> None:
     """Position, sessions, map and custom machine are those of the call, whatever is applied before a chunk is read."""
     replica = Replica(Tally())

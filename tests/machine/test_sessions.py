@@ -95,6 +95,19 @@ def test_a_mark_may_leap() -> None:
     client.send(session, 2**64 - 1, below=2**64 - 2)
 
     assert {2**64 - 1} == set(client.sessions.table[session].results)
+    assert 2 + len("18446744073709551615") - 1 == client.sessions.table[session].result_bytes
+
+
+def test_a_leap_keeps_what_is_not_acknowledged() -> None:
+    """The mark itself is not below the mark."""
+    client = Client()
+    session = client.register()
+    client.send(session, 10)
+    client.send(session, 11)
+
+    assert b"\x0011" == client.send(session, 11, below=11)
+    assert STALE == client.send(session, 10)
+    assert {b"10": 1, b"11": 1} == client.executed
 
 
 def test_the_window() -> None:
@@ -120,6 +133,17 @@ def test_the_bytes_of_results_are_bounded() -> None:
     assert b"\x002" == client.send(session, 2, below=1)
 
 
+def test_the_command_at_the_mark_is_always_executed() -> None:
+    """Whatever came before it: a client that waits for its result could not acknowledge anything otherwise."""
+    client = Client(result_bytes_max=1000)
+    session = client.register()
+    client.send(session, 2, payload=b"x" * 1200)
+
+    assert BEYOND == client.send(session, 1)
+    assert b"\x000" == client.send(session, 0)
+    assert b"\x001" == client.send(session, 1, below=1)
+
+
 def test_an_unknown_session_is_never_executed() -> None:
     """Not registered, or evicted: refused."""
     client = Client(sessions_max=2)
@@ -143,6 +167,10 @@ def test_the_least_recently_used_session_is_evicted() -> None:
     client.register()
 
     assert [two, three] == list(client.sessions.table)[:2]
+    client.send(three, 99)
+    client.register()
+    assert three in client.sessions.table
+    assert two not in client.sessions.table
 
 
 def test_a_late_duplicate_of_a_registration_revives_nobody() -> None:

@@ -168,6 +168,39 @@ async def test_a_block_ends_when_all_have_left_theirs(autojump_clock: trio.abc.C
         assert ([], 0) == left_behind(peers["a"])
 
 
+async def test_a_block_does_not_wait_for_those_who_came_later(autojump_clock: trio.abc.Clock) -> None:
+    """It ends when those have left who came with it, though others have passed meanwhile and are inside."""
+    async with running() as peers, trio.open_nursery() as nursery:
+        await peers.leader()
+        story = []
+
+        async def work(name: str, inside_s: float) -> None:
+            async with barrier_of(peers["a"].store, 2):
+                story.append(f"{name} in")
+                await trio.sleep(inside_s)
+            story.append(f"{name} out")
+
+        for name, inside_s in (("early", 1.0), ("early too", 2.0), ("late", 60.0), ("late too", 60.0)):
+            nursery.start_soon(work, name, inside_s)
+            await trio.sleep(0.1)
+        await trio.sleep(5.0)
+        assert ["early in", "early too in", "late in", "late too in"] == sorted(story[:4])
+        assert ["early out", "early too out"] == sorted(story[4:])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_block_does_not_wait_for_its_own_key(autojump_clock: trio.abc.Clock) -> None:
+    """Which may stay, if the cluster cannot be reached to delete it, and whose end this process may not hear of."""
+    async with running() as peers:
+        await peers.leader()
+        (lost, _) = await peers.followers()
+        with trio.fail_after(30.0):
+            async with barrier_of(lost.store, 1):
+                peers.network.isolate(id_of(lost))
+        assert 1 == len(lost.store)
+        peers.network.heal()
+
+
 async def test_a_block_waits_neither_for_the_dead_nor_with_those_who_fail(autojump_clock: trio.abc.Clock) -> None:
     """One is cut off in its block, one raises: the third goes on when the first one's time is over."""
     async with running() as peers:

@@ -68,6 +68,20 @@ async def test_one_leads_after_the_other_and_everybody_is_told(autojump_clock: t
         assert ([], 0) == left_behind(peers["a"])
 
 
+async def test_who_leads_is_asked_of_the_cluster(autojump_clock: trio.abc.Clock) -> None:
+    """A process that was cut off meanwhile does not answer by what it knew."""
+    async with running() as peers:
+        leader = await peers.leader()
+        behind = (await peers.followers())[0]
+        peers.network.isolate(id_of(behind))
+        async with election_of(leader.store).campaign("here") as elected:
+            peers.network.heal()
+            assert 0 == len(behind.store)
+            revision = leader.store.revision
+            assert Leader("here", elected.token, revision) == await election_of(behind.store).leader()
+        assert None is await election_of(behind.store).leader()
+
+
 async def test_a_slow_observer_is_told_the_newest() -> None:
     """Not all that was: it is never behind by more than what it is looking at, and costs no memory."""
     async with Cluster("a") as cluster:

@@ -152,6 +152,26 @@ async def test_who_holds_it_can_be_seen() -> None:
         async with lock:
             other = lock_of(cluster.store)
             assert ([{"host": "h1"}], True) == (other.owners(), other.locked())
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(other.__aenter__)
+                await until_keys(cluster.store, KEYS, 2)
+                assert [{"host": "h1"}] == other.owners()  # and not who waits for it
+                nursery.cancel_scope.cancel()
+
+
+async def test_wait_released_asks_the_cluster(autojump_clock: trio.abc.Clock) -> None:
+    """A process that has not heard of a holder yet waits for him all the same."""
+    async with running() as peers:
+        leader = await peers.leader()
+        behind = (await peers.followers())[0]
+        peers.network.isolate(id_of(behind))
+        async with lock_of(leader.store):
+            peers.network.heal()
+            assert not lock_of(behind.store).locked()
+            with trio.move_on_after(1.0):
+                await lock_of(behind.store).wait_released()
+                pytest.fail("it is held")
+        await lock_of(behind.store).wait_released()
 
 
 async def test_wait_released_waits_for_all_who_came_before(autojump_clock: trio.abc.Clock) -> None:

@@ -239,6 +239,27 @@ async def test_what_could_not_be_done_with_the_acknowledgement_leaves_the_item(a
         assert (["done/item"], 0) == left_behind(cluster)
 
 
+async def test_a_dead_item_can_be_revived_by_who_has_not_heard_of_it(autojump_clock: trio.abc.Clock) -> None:
+    """The cluster is asked before it is said that it is not among the dead."""
+    async with running() as peers:
+        leader = await peers.leader()
+        behind = (await peers.followers())[0]
+        peers.network.isolate(id_of(behind))
+        queue, other = (Queue(peer.store, "mails", max_deliveries=1) for peer in (leader, behind))
+        number = await queue.put("item")
+        with pytest.raises(ZeroDivisionError):
+            async with queue.take():
+                assert 1 / 0
+        with pytest.raises(trio.WouldBlock):
+            async with queue.take_nowait():
+                pytest.fail("it is dead")
+        peers.network.heal()
+        assert {} == other.dead_letters()
+        assert await other.revive(number)
+        assert not await other.revive(number)
+        assert "item" == other.peek()
+
+
 # -- nothing to wait for -----------------------------------------------------------------------------------------------
 
 

@@ -244,3 +244,16 @@ async def test_a_claim_that_is_not_made_in_time_is_told(autojump_clock: trio.abc
         with trio.fail_after(EXPIRED_S):
             async with queue.take() as item:
                 assert "item" == item
+
+
+async def test_a_put_that_got_no_number_has_put_nothing(autojump_clock: trio.abc.Clock) -> None:
+    """Whatever became of the number: surely no item, so it is no unknown outcome."""
+    async with running() as peers:
+        leader = await peers.leader()
+        queue = queue_of(leader.store)
+        peers.network.isolate(id_of(leader))
+        with pytest.raises(UnavailableError, match="nothing was put into queue 'mails'"):
+            await queue.put("item")
+        peers.network.heal()
+        await peers.converge()
+        assert 0 == queue.size

@@ -13,7 +13,15 @@ from clusters import id_of, peer_of, running
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from replikv import Cluster, CompactedError, ConfigurationError, EncodingError, LeaseExpiredError, Settings
+from replikv import (
+    Cluster,
+    CompactedError,
+    ConfigurationError,
+    EncodingError,
+    LeaseExpiredError,
+    OutcomeUnknownError,
+    Settings,
+)
 from replikv.recipes import Balancer, Endpoint, EndpointWatch, NoEndpointError, ServiceRegistry
 
 TTL_S = 3.0
@@ -215,6 +223,39 @@ async def test_the_metadata_can_be_replaced(autojump_clock: trio.abc.Clock) -> N
                 assert {"weight": 9} == registry.resolve("payments")[0].metadata
 
 
+async def test_metadata_that_may_have_been_replaced_is_what_is_registered_again(autojump_clock: trio.abc.Clock) -> None:
+    """Of an update that nobody knows the outcome of, the newer metadata is in force in the end."""
+    async with running() as peers:
+        leader = await peers.leader()
+        async with registry_of(leader).register("payments", "here", metadata={"n": 1}) as registration:
+            peers.network.isolate(id_of(leader))
+            with pytest.raises(OutcomeUnknownError):
+                await registration.update({"n": 2})
+            assert {"n": 2} == registration.metadata
+            peers.network.heal()
+            await trio.sleep(EXPIRED_S)
+            assert [{"n": 2}] == [endpoint.metadata for endpoint in registry_of(leader).resolve("payments")]
+
+
+async def test_an_update_waits_for_a_registration_that_is_under_way(autojump_clock: trio.abc.Clock) -> None:
+    """Else what is registered anew would be the metadata of before."""
+    async with running() as peers:
+        await peers.leader()
+        cluster = (await peers.followers())[0]
+        async with registry_of(cluster).register("payments", "here", metadata={"n": 1}) as registration:
+            (before,) = (endpoint.registration for endpoint in registry_of(cluster).resolve("payments"))
+            leases = peer_of(cluster).replica.map.leases
+            peers.network.set_faults(delay_s=(0.05, 0.05))
+            await cluster.store.revoke_lease(before)
+            with trio.fail_after(EXPIRED_S):
+                while not leases.table.keys() - {before}:  # noqa: ASYNC110  # a test may look
+                    await trio.sleep(0.001)
+            await trio.sleep(0.01)  # the lease is there, and the put on its way
+            assert [] == addresses(cluster)
+            await registration.update({"n": 2})
+            assert [{"n": 2}] == [endpoint.metadata for endpoint in registry_of(cluster).resolve("payments")]
+
+
 async def test_what_makes_no_sense_is_refused(autojump_clock: trio.abc.Clock) -> None:
     """Before anything is put; and an error of the first registration is the caller's, without a group around it."""
     async with Cluster("a") as cluster:
@@ -286,6 +327,20 @@ async def test_a_slow_reader_of_a_watch_is_told_the_newest_state_alone(autojump_
                 assert [{"n": "last"}] == [endpoint.metadata for endpoint in await anext(watch)]
 
 
+async def test_what_a_watch_told_is_the_readers_own(autojump_clock: trio.abc.Clock) -> None:
+    """Whatever he does to it, he is told of what has changed, and of nothing else."""
+    async with Cluster("a") as cluster:
+        watch = registry_of(cluster).watch("payments")
+        async with registry_of(cluster).register("payments", "here", metadata={"n": 1}) as registration:
+            endpoints = await anext(watch)
+            endpoints[0].metadata["n"] = 2
+            endpoints.clear()
+            await registration.update({"n": 1})
+            await nothing_to_tell(watch)
+            await registration.update({"n": 2})
+            assert [{"n": 2}] == [endpoint.metadata for endpoint in await anext(watch)]
+
+
 async def nothing_to_tell(watch: EndpointWatch) -> None:
     with trio.move_on_after(1.0) as waiting:
         await anext(watch)
@@ -344,6 +399,19 @@ async def test_who_failed_is_passed_over_for_a_time(autojump_clock: trio.abc.Clo
         assert "bb" == picked(balancer, 2)
         await trio.sleep(0.2)
         assert "cabc" == picked(balancer, 4)
+        nursery.cancel_scope.cancel()
+
+
+async def test_nobody_is_passed_over_for_no_time(autojump_clock: trio.abc.Clock) -> None:
+    """With 0, one that failed is next when its turn comes; with more, from when that time is over."""
+    async with Cluster("a") as cluster, trio.open_nursery() as nursery:
+        for address in ("one", "two"):
+            await nursery.start(Server(cluster, address).run)
+        for retry_after_s in (0.0, 2.0):
+            balancer = registry_of(cluster).balancer("payments", retry_after_s=retry_after_s)
+            balancer.report_failure(balancer.pick())
+            await trio.sleep(retry_after_s)
+            assert ["two", "one", "two"] == [balancer.pick().address for _ in range(3)]
         nursery.cancel_scope.cancel()
 
 

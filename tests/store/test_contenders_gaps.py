@@ -49,6 +49,49 @@ async def test_a_snapshot_with_the_key_in_it_ends_nothing(
     assert inside
 
 
+async def test_whoever_waits_looks_again_behind_a_gap(
+    nursery: trio.Nursery, store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """That those ahead are gone may be what was not told; or they are not, and then it goes on waiting."""
+    contenders = Contenders(store, "line/", 60.0)
+    turn = trio.Event()
+
+    async def wait() -> None:
+        async with contenders.join() as claim:
+            await contenders.wait_turn(claim)
+            turn.set()
+            await trio.sleep_forever()
+
+    with trio.fail_after(5.0):
+        async with contenders.join() as first:
+            nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            await skip(replicator)
+            assert not turn.is_set()
+            with pytest.raises(LeaseExpiredError):  # noqa: PT012  # the block is the point
+                async with contenders.join() as other:
+                    await skip(replicator, commands.encode_delete(other.key.encode()))
+                    await trio.sleep_forever()
+            assert first.key in store
+            assert not turn.is_set()
+        await turn.wait()
+
+
+async def test_a_key_that_goes_in_the_sweep_that_puts_it(
+    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
+) -> None:
+    """Nobody tells of it later: whoever comes in looks once whether he is in line at all."""
+
+    def delete() -> None:
+        for key in list(store.keys("line/")):
+            replicator.sweep(commands.encode_delete(key.encode()))
+
+    replicator.add_listener(delete)
+    with trio.fail_after(5.0), pytest.raises(LeaseExpiredError, match="is gone"):
+        async with Contenders(store, "line/", 60.0).join():
+            pytest.fail("the block must not be entered")
+
+
 async def test_whoever_comes_needs_no_history(
     nursery: trio.Nursery, store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock
 ) -> None:

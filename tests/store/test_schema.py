@@ -243,6 +243,19 @@ def test_a_default_that_is_not_stored() -> None:
     assert User("Ann") == schema(User).decode("key", {VERSION_ENTRY: 1, "name": "Ann"})
 
 
+@dataclasses.dataclass
+class Number:
+    value: float | int
+    other: int | float = 0
+
+
+def test_of_an_int_int_knows_better_than_float() -> None:
+    """In whichever order they are named: it stays an int, of any size."""
+    for number in (2**60 + 1, 1.5):
+        again = returned(Number, Number(number, number))
+        assert [(type(number), number)] * 2 == [(type(again.value), again.value), (type(again.other), again.other)]
+
+
 def test_floats_are_numbers() -> None:
     """1 is a float, as for a type checker, and comes back as one; not where it is another number."""
     assert math.isclose(1.0, returned(Everything, Everything("", ratio=1)).ratio)

@@ -538,3 +538,11 @@ async def test_entry_counts_as_etcd_does(store: Store) -> None:
         store.entry("key")
     await store.put("key", "c")
     assert store.entry("key") == Entry("key", "c", 5, 5, 1, None)
+
+
+async def test_to_change_nothing_takes_an_open_cluster(store: Store, replicator: LocalReplicator) -> None:
+    """An update of no keys asks nobody, and is refused all the same where nobody could be asked."""
+    assert 0 == await store.update({})
+    replicator.close()
+    with pytest.raises(ClusterClosedError):
+        await store.update({})

@@ -46,6 +46,12 @@ async def test_compare_and_set_to_nothing_needs_no_lease(store: Store) -> None:
     assert 2 == store.revision
 
 
+async def test_a_lease_is_never_granted_for_less_than_was_asked_for(store: Store) -> None:
+    """What is less than a millisecond is rounded up."""
+    assert 1.001 == (await store.time_to_live(await store.grant_lease(1.0001))).ttl_s
+    assert 2.5 == (await store.time_to_live(await store.grant_lease(2.5))).ttl_s
+
+
 async def test_attach_and_detach(store: Store) -> None:
     """A key may come to a lease later, and leave it again, with its value; False where there is no key."""
     await store.put("key", 1)
@@ -148,6 +154,26 @@ async def test_a_replica_that_is_behind_asks_before_it_says_that_there_are_no_le
     assert lease == store.entry("key").lease
 
 
+async def test_the_keys_of_a_lease_are_those_of_now(
+    store: Store, replicator: LocalReplicator, nursery: trio.Nursery
+) -> None:
+    """Of the cluster's, though this process's replica is behind: it is waited for."""
+    lease = await store.grant_lease(10)
+    replicator.fall_behind()
+    replicator.sweep(commands.encode_put(b"key", b"\x01", lease))
+    found: list[LeaseStatus] = []
+
+    async def ask() -> None:
+        found.append(await store.time_to_live(lease))
+
+    nursery.start_soon(ask)
+    await trio.testing.wait_all_tasks_blocked()
+    assert [] == found
+    replicator.install_snapshot()
+    await trio.testing.wait_all_tasks_blocked()
+    assert [("key",)] == [status.keys for status in found]
+
+
 async def test_a_lease_is_over_with_its_block(store: Store) -> None:
     """To put with it afterwards is refused here, whether or not the cluster has heard of the end."""
     async with store.lease() as lease:
@@ -222,6 +248,21 @@ async def test_a_lease_that_was_granted_slowly_is_kept_alive_first(
         await trio.sleep(20)
 
 
+async def test_the_holder_counts_from_before_it_was_granted(
+    replicator: LocalReplicator, nursery: trio.Nursery, store: Store, autojump_clock: trio.abc.Clock
+) -> None:
+    """The leader may have granted it at once, and the answer have been on its way ever since."""
+
+    async def release() -> None:
+        await trio.sleep(2)
+        replicator.release()
+
+    replicator.held = True
+    nursery.start_soon(release)
+    async with store.lease(ttl_s=5) as lease:
+        assert pytest.approx(4.5 - 2.0) == lease.remaining_s
+
+
 async def test_the_holder_counts_from_when_he_asked(
     replicator: LocalReplicator, store: Store, autojump_clock: trio.abc.Clock
 ) -> None:
@@ -270,15 +311,24 @@ async def test_who_revokes_on_his_way_out_is_told_of_the_loss(
     assert not done
 
 
+@pytest.mark.parametrize("ttl_ms", [0, 3000])
 async def test_who_has_revoked_goes_on_whatever_was_on_its_way(
-    store: Store, replicator: LocalReplicator, autojump_clock: trio.abc.Clock, monkeypatch: pytest.MonkeyPatch
+    store: Store,
+    replicator: LocalReplicator,
+    autojump_clock: trio.abc.Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    ttl_ms: int,
 ) -> None:
-    """The answer that the lease is gone may come in the moment in which it is revoked: nothing is lost by it then."""
+    """An answer may come in the moment in which it is revoked: that the lease is gone, or kept alive for a while more.
+
+    Nothing is lost by it then, now or when that while is over.
+    """
     arrived = trio.Event()
 
     async def ask_of_lease(lease: int, *, renew: bool) -> tuple[float, int, int]:
+        sent = trio.current_time()
         await arrived.wait()
-        return 0.0, 0, 0
+        return sent, ttl_ms, ttl_ms
 
     monkeypatch.setattr(replicator, "ask_of_lease", ask_of_lease)
     done = False

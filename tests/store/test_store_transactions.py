@@ -447,3 +447,10 @@ async def test_leases_of_functions(store: Store, replicator: LocalReplicator) ->
     assert 1 == await store.transact(lambda tx: tx.entry("a").lease)
     with pytest.raises(LeaseExpiredError):
         await store.transact(lambda tx: tx.put("b", 1, lease=9))
+
+
+async def test_a_range_of_no_keys_at_all(store: Store) -> None:
+    """A limit of 0 is one, and not none."""
+    await store.update({"a": 1, "b": 2})
+    done = await store.txn([], [GetRange(limit=0), GetRange(limit=1), GetRange()])
+    assert [[], ["a"], ["a", "b"]] == [[entry.key for entry in entries] for entries in done.results]

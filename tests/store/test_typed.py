@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from typing import TYPE_CHECKING, Any, assert_type
 
 import pytest
@@ -176,6 +177,58 @@ async def test_a_subscription_gives_typed_changes(store: Store, users: TypedStor
     subscription.cancel()
 
 
+OPTIONS: list[dict[str, Any]] = [
+    *({"prefix": "b"}, {"key": "b"}, {"start": "b"}, {"stop": "b"}, {"kinds": {"put"}}, {"previous": False}),
+    *({"progress": True}, {"coalesce": True}, {"since": 1}, {"buffer": 7}),
+]
+
+
+@pytest.mark.parametrize("options", [*OPTIONS, {"snapshot": True}], ids=lambda options: next(iter(options)))
+async def test_a_watch_takes_the_options_of_the_store(
+    store: Store, users: TypedStore[User], options: dict[str, Any]
+) -> None:
+    """Each of them arrives: a watch of either kind is the same one."""
+    await store.update({"users/a": 1, "users/b": 2})
+    await store.put("users/c", 3)
+    async with users.untyped.watch(**options) as plain, users.watch(**options) as typed:
+        for changes in (plain, typed._watch):
+            assert plain._options == changes._options
+            assert plain.position == changes.position
+            assert ("snapshot" in options) == (changes._state is not None)
+    if "snapshot" not in options:
+        first, second = users.untyped.subscribe(print, **options), users.subscribe(print, **options)
+        assert first._watch._options == second._watch._options
+        assert first._watch.position == second._watch.position
+        first.cancel()
+        second.cancel()
+
+
+def test_there_are_no_other_options() -> None:
+    """What a watch or a subscription takes is tried above, or below if it is a callback."""
+    names = {name for options in OPTIONS for name in options}
+    for typed, plain, others in (
+        (TypedStore.watch, Store.watch, {"snapshot"}),
+        (TypedStore.subscribe, Store.subscribe, {"callback", "on_error"}),
+    ):
+        parameters = inspect.signature(typed).parameters
+        assert {"self"} | names | others == set(parameters)
+        assert [(one.name, one.default, one.kind) for one in inspect.signature(plain).parameters.values()] == [
+            (one.name, one.default, one.kind) for one in parameters.values()
+        ]
+
+
+@pytest.mark.parametrize(
+    "options", [{"prefix": "b"}, {"start": "b"}, {"stop": "b"}, {"reverse": True}, {"limit": 2}, {}]
+)
+async def test_reads_take_the_options_of_the_store(users: TypedStore[User], options: dict[str, Any]) -> None:
+    """Keys, items and values alike."""
+    for number, key in enumerate(("a", "b", "ba", "c")):
+        await users.put(key, User(key, number))
+    expected = [key for key, _ in users.untyped.items(**options)]
+    assert expected == list(users.keys(**options)) == [user.name for user in users.values(**options)]
+    assert expected == [key for key, _ in users.items(**options)]
+
+
 async def test_objects_are_the_readers_own(users: TypedStore[User]) -> None:
     """To change what was read or put changes nothing that is stored."""
     ann = User("Ann")
@@ -223,6 +276,21 @@ if TYPE_CHECKING:
         users.subscribe(takes_int)  # type: ignore[arg-type]
 
     def takes_int(number: int) -> Any: ...
+
+
+async def test_whatever_is_set_has_its_lease(users: TypedStore[User]) -> None:
+    """Each operation that sets a key gives it the lease that was asked for, or none."""
+    lease = await users.untyped.grant_lease(10)
+    for number in (lease, None):
+        await users.put("put", ANN, lease=number)
+        await users.setdefault(f"default {number}", ANN, lease=number)
+        assert await users.compare_and_set("compared", users.local.get("compared", ABSENT), ANN, lease=number)
+        assert await users.replace("put", BOB, revision=users.entry("put").mod_revision, lease=number)
+        await users.update({"updated": ANN}, lease=number)
+        keys = ("put", f"default {number}", "compared", "updated")
+        assert {number} == {users.entry(key).lease for key in keys}
+    with pytest.raises(ConfigurationError, match="choose one"):
+        users.watch(since=1, snapshot=True)
 
 
 async def test_leases_and_filters_are_those_of_the_store(store: Store, users: TypedStore[User]) -> None:

@@ -801,19 +801,29 @@ async def test_closed_watch_gives_nothing_that_was_on_its_way(store: Store, repl
 async def test_closing_cluster_ends_watches_with_an_error(
     store: Store, hub: WatchHub, replicator: LocalReplicator, nursery: trio.Nursery
 ) -> None:
-    """After what was committed before: iteration does not just end, or a loop would take it for no more changes."""
-    async with store.watch() as live, store.watch(since=0) as past, store.watch("x") as idle:
+    """After what was committed before: iteration does not just end, or a loop would take it for no more changes.
+
+    All of them, those that are about the same keys as others, too.
+    """
+    async with (
+        store.watch() as live,
+        store.watch(since=0) as past,
+        store.watch("x") as idle,
+        store.watch("x") as other,
+        store.watch("x") as third,
+    ):
         await store.put("a", 1)
         in_the_past = hub.open(WatchOptions(select("", "", None, None, None, None), buffer=1), since=0)
         errors: list[Exception] = []
 
-        async def wait() -> None:
+        async def wait(changes: Watch) -> None:
             try:
-                await anext(idle)
+                await anext(changes)
             except ClusterClosedError as exc:
                 errors.append(exc)
 
-        nursery.start_soon(wait)
+        for changes in (idle, other, third):
+            nursery.start_soon(wait, changes)
         await trio.testing.wait_all_tasks_blocked()
         replicator.close()
         hub.close()
@@ -822,7 +832,7 @@ async def test_closing_cluster_ends_watches_with_an_error(
             with pytest.raises(ClusterClosedError):
                 await anext(changes)
         await trio.testing.wait_all_tasks_blocked()
-        assert len(errors) == 1
+        assert len(errors) == 3
     with pytest.raises(ClusterClosedError):
         async with store.watch():
             pytest.fail("the block must not be entered")

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 
 import trio
 
-from replikv.machine import keyspace, keyvalue, transactions
+from replikv.machine import history, keyspace, keyvalue, transactions
 from replikv.machine.envelope import Status
 from replikv.machine.keyspace import Changes, Keyspace
 from replikv.machine.keyvalue import KeyValue
+from replikv.machine.pin import Pin
 from replikv.machine.ranges import KeyRange
 from replikv.machine.record import Record, mod_revision_of
 from replikv.machine.replica import Replica, Restorer
@@ -88,6 +89,16 @@ def evict_sessions_by_the_local_clock(patch: Patch) -> None:
 def take_a_snapshot_within_an_entry(patch: Patch) -> None:
     """The state of a snapshot and the index that it is told to be of do not belong together (etcd#13766)."""
     patch.set(Applier, "at_boundary", property(lambda self: True))
+
+
+@bug(snapshot_log_entries=8, trailing_entries=1, crashes=0.3, clients=8, think_s=0.1)
+def let_the_map_go_on_in_a_snapshot(patch: Patch) -> None:
+    """The map in a snapshot is that of the moment in which its first chunk is read, not that of the call."""
+
+    def wrong(keyspace: Keyspace, pin: Pin, _: int) -> Iterator[bytes]:
+        yield from right(keyspace, pin, keyspace.revision)
+
+    right = patch.set(history, "_chunks", wrong)
 
 
 @bug(snapshot_log_entries=10, trailing_entries=1, crashes=0.3)
