@@ -19,8 +19,8 @@ from replikv.errors import AuthenticationError, ConfigurationError
 from replikv.settings import Settings
 from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.addresses import parse_address
-from replikv.transport.authentication import SharedSecret
-from replikv.transport.connection import Connection
+from replikv.transport.authentication import Sealer, SharedSecret
+from replikv.transport.connection import Connection, ConnectionLostError
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator
 from replikv.transport.tcp import HANDSHAKES_MAX, TcpTransport
 from replikv.transport.tls import TlsContexts
@@ -419,6 +419,44 @@ async def test_frames_that_change_on_the_way(change: Any, credentials: dict[str,
         assert {b"good" * 100, b"good" * 50} >= {frame for _, frame in other.frames} - {b"evil" * 100}
         assert "refused" not in {event[0] for event in receiver.events}
         assert sum(frame == b"evil" * 100 for _, frame in other.frames) <= (change is twice)
+
+
+@contextlib.asynccontextmanager
+async def dialed_by_hand(address: str, purpose: str, tls: bool) -> AsyncIterator[tuple[Connection, Sealer, Any]]:
+    """A connection that was admitted; what seals its frames by the format; and what encrypts them, where TLS does."""
+    stream = await trio.open_tcp_stream(*parse_address(address))
+    async with Connection(stream) as connection:
+        session = TlsContexts(contexts("stranger"), names=False).dial("127.0.0.1") if tls else None
+        if session is not None:
+            await connection.start_tls(session)
+        handshake = Initiator(STRANGER, purpose, lambda theirs: None, SharedSecret(SECRET))
+        await connection.shake_hands(handshake)
+        assert handshake.keys is not None
+        yield connection, Sealer(handshake.keys[0]), (lambda data: data) if session is None else session.encrypt
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["secret", "both"])
+@pytest.mark.parametrize("purpose", [FRAMES, CHANNEL, CALL])
+async def test_every_kind_of_connection_is_sealed(purpose: str, tls: bool) -> None:
+    """By the key of whoever sends, with TLS around it or without; what was changed or repeated is heard on none."""
+    credentials = {"secret": SECRET} | ({"tls": contexts("a")} if tls else {})
+    async with serving("a", **credentials) as (_, receiver, address):
+        hear, heard = trio.open_memory_channel[bytes](10)
+
+        async def listen(_who: Any, channel: Any) -> None:
+            while True:
+                hear.send_nowait(await channel.receive())
+
+        receiver.serve = receiver.serve_call = listen
+        receiver.on_frame = lambda _node_id, frame: hear.send_nowait(frame)
+        for spoil in (flip, twice):
+            async with dialed_by_hand(address, purpose, tls) as (connection, sealer, encrypt):
+                await connection.send(encrypt(sealer.encode([b"one", b"two"])))
+                assert [b"one", b"two"] == [await heard.receive(), await heard.receive()]
+                await connection.send(encrypt(spoil(sealer.encode([b"three"]))))
+                with contextlib.suppress(ConnectionLostError):
+                    assert b"" == await connection.receive()
+            assert heard.statistics().current_buffer_used <= (spoil is twice)  # the first of the two is a good one
 
 
 async def test_a_channel_that_is_cut_off_is_told_from_one_that_ended() -> None:
