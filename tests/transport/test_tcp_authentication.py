@@ -24,7 +24,7 @@ from replikv.transport.connection import Connection, ConnectionLostError
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator
 from replikv.transport.tcp import HANDSHAKES_MAX, TcpTransport
 from replikv.transport.tls import TlsContexts
-from replikv.transport.wire import encode_frames
+from replikv.transport.wire import DeclinedError, encode_frames
 
 SETTINGS = Settings(reconnect_delay_s=0.005, reconnect_delay_max_s=0.02, connect_timeout_s=5.0)
 IMPATIENT = dataclasses.replace(SETTINGS, connect_timeout_s=0.3)
@@ -204,6 +204,8 @@ async def test_names_in_certificates() -> None:
         await receiver.wait_event("connected", "b")
         liar.set_peer("b", b_address)
         await lied.wait_event("refused", "b", "'liar' has shown a certificate for a, localhost, not for 'liar'")
+        with pytest.raises(OSError, match="not for 'liar'"):
+            await liar.open_channel("b")
         with pytest.raises(OSError, match="not for 'stranger'"):
             await liar.call(b_address, STRANGER, SETTINGS)
         b.set_peer("liar", a_address)  # a answers there, and its certificate is for another name
@@ -242,6 +244,20 @@ async def test_a_member_may_not_speak_for_another() -> None:
         await receiver.wait_event("refused", "b")
         assert receiver.events[0][2].startswith("not authenticated: ")
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("certificate", "heard"), [("b", True), ("x", False)], ids=["its own", "another"])
+async def test_who_turns_away_must_be_who_he_says(certificate: str, heard: bool) -> None:
+    """A dialer that refuses us is believed to be the one that its certificate is for, and no other."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(contexts(certificate), names=False).dial("127.0.0.1"))
+            hello = RecordingReceiver("b").hello()
+            with pytest.raises(DeclinedError):
+                await connection.shake_hands(Initiator(hello, FRAMES, lambda theirs: "removed: ha"))
+            with contextlib.suppress(ConnectionLostError):
+                assert b"" == await connection.receive()
+        assert ([("turned away", "b", "removed: ha")] if heard else []) == receiver.events
 
 
 async def test_the_host_of_a_certificate() -> None:
@@ -439,7 +455,7 @@ async def dialed_by_hand(address: str, purpose: str, tls: bool) -> AsyncIterator
 @pytest.mark.parametrize("purpose", [FRAMES, CHANNEL, CALL])
 async def test_every_kind_of_connection_is_sealed(purpose: str, tls: bool) -> None:
     """By the key of whoever sends, with TLS around it or without; what was changed or repeated is heard on none."""
-    credentials = {"secret": SECRET} | ({"tls": contexts("a")} if tls else {})
+    credentials: dict[str, Any] = {"secret": SECRET} | ({"tls": contexts("a")} if tls else {})
     async with serving("a", **credentials) as (_, receiver, address):
         hear, heard = trio.open_memory_channel[bytes](10)
 
