@@ -207,8 +207,6 @@ class Wal:
         for write in writes:
             if write.entries:
                 segment.last_index = max(segment.last_index, write.entries[-1].index)
-            if write.snapshot is not None:
-                self.marker = write.snapshot
             if write.hard_state is not None:
                 self._hard_state = write.hard_state
         if self._offset > segment.head.length // 2:

@@ -209,6 +209,47 @@ def test_crash_at_any_point_of_joining() -> None:
     assert told > 20
 
 
+def test_crash_at_any_point_of_beginning_anew_elsewhere() -> None:
+    """Who has crashed before it was a member may begin at another snapshot: nothing of the first log is left then."""
+    number = 0
+    while begin_anew(SimulatedDisk(Random(number)), operation="*", after=number):
+        number += 1
+    assert number > 20
+    for seed in range(40):  # names that were changed, and not synced: any of them may be there
+        assert begin_anew(SimulatedDisk(Random(seed)), operation="sync_directory", after=seed % 3)
+
+
+def begin_anew(disk: SimulatedDisk, operation: str, after: int) -> bool:
+    """Whether the power was cut in so many such calls of a second attempt; what is left is sound in any case."""
+
+    def begin(storage: DiskStorage, index: int) -> None:
+        cover(storage, at(index))
+        storage.initialize(IDENTITY, at(index))
+
+    disk.make_directory(DIRECTORY)
+    disk.stop("create", "meta.tmp")
+    with contextlib.suppress(PowerCut), open_disk(disk) as storage:
+        begin(storage, 5)
+    disk.crash()
+    assert 1 == len(segments(disk))
+    disk.stop(operation, "wal" if operation == "sync_directory" else "*", after=after)
+    cut = False
+    try:
+        with open_disk(disk) as storage:
+            begin(storage, 9)
+    except PowerCut:
+        cut = True
+    disk.heal()
+    disk.crash()
+    with open_disk(disk) as storage:
+        if storage.identity is None:
+            begin(storage, 9)
+        append(storage, 10, 11)
+    with open_disk(disk) as storage:
+        assert held(storage) == [(10, 1), (11, 1)]
+    return cut
+
+
 def test_crash_at_any_point_of_a_move(disk: SimulatedDisk) -> None:
     """It is at the one address or at the other, and everything is there."""
     number = 0
