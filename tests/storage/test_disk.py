@@ -366,6 +366,62 @@ def test_snapshot_that_the_log_rests_on_must_be_there(disk: SimulatedDisk) -> No
         open_disk(disk)
 
 
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("older", [False, True])
+def test_snapshot_of_a_log_that_was_released_to_its_end_must_be_there(
+    disk: SimulatedDisk, late: bool, older: bool
+) -> None:
+    """Whether the only segment that is left, which has no entries, was begun before the snapshot was taken or after.
+
+    Else the peer would have lost what it has acknowledged, and would start as one that has never had it.
+    """
+    with open_disk(disk) as storage:
+        if older:
+            cover(storage, at(2))
+        if not late:
+            cover(storage, at(6))
+        before = len(segments(disk))
+        term = 1
+        while len(segments(disk)) == before:
+            term += 1
+            storage.write([Write(hard_state=HardState(term, "a", 0))])
+        if late:
+            cover(storage, at(6))
+        storage.release(6)
+        assert 1 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert (6, [], 6) == (storage.image.snapshot().index, held(storage), storage.image.last_index())
+    disk.remove(DIRECTORY / "snapshots" / f"{1:016x}-{6:016x}.snap")
+    with pytest.raises(CorruptionError):
+        open_disk(disk)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_segment_without_a_frame_releases_nothing_of_the_one_before(disk: SimulatedDisk, torn: bool) -> None:
+    """Whose log it is, term and vote stand in the first frame of a segment: there was no room for it, or it was torn."""
+    with open_disk(disk) as storage:
+        cover(storage, at(6))
+        before = segments(disk)
+        disk.fail(errno.ENOSPC, "pwrite", f"*-{7:016x}.wal")
+        with pytest.raises(StorageFullError):
+            append(storage, 7, 7)
+        assert len(before) + 1 == len(segments(disk))
+        if not torn:
+            storage.release(6)
+    disk.heal()
+    disk.kill()
+    with open_disk(disk) as storage:
+        storage.release(6)
+        assert 2 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert (IDENTITY, HardState(1, "a", 6)) == (storage.identity, storage.image.hard_state)
+        append(storage, 7, 7)
+        storage.release(6)
+        assert 1 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert ([(7, 1)], HardState(1, "a", 6)) == (held(storage), storage.image.hard_state)
+
+
 def test_log_that_begins_behind_the_snapshot_must_follow_it(disk: SimulatedDisk) -> None:
     """Entry s is gone, and entry s + 1 is of an older term than S: it follows another entry s.
 

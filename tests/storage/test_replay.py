@@ -98,13 +98,21 @@ def test_a_gap_is_told(records: list[Record]) -> None:
 
 
 def test_markers_move_nothing() -> None:
-    """They tell of snapshots beside the log, which may begin before the first of them, or after it."""
+    """They tell of snapshots beside the log, which ends where it does."""
     replay = replayed(marker(3), marker(7))
-    assert (3, 7) == (replay.last_index, replay.marker and replay.marker.index)
-    assert 2 == replayed(marker(3), *entries(2)).last_index
-    assert 9 == replayed(marker(3), *entries(9)).last_index
+    assert (0, 7) == (replay.last_index, replay.marker and replay.marker.index)
     older = replayed(marker(7), marker(3))
-    assert (7, 7) == (older.last_index, older.marker and older.marker.index)
+    assert (0, 7) == (older.last_index, older.marker and older.marker.index)
+
+
+def test_where_a_log_goes_on_whose_beginning_was_released() -> None:
+    """Behind the end that it had, or before it, in place of some of it: those are gone."""
+    for first in (4, 3, 1):
+        replay = Replay()
+        replay.begin(3)
+        assert 3 == replay.last_index
+        replay.add(Entry(first, 1, b"data"))
+        assert first == replay.last_index
 
 
 def test_a_log_is_of_one_peer() -> None:
