@@ -17,6 +17,7 @@ from replikv.raft.membership import Membership
 from replikv.raft.stable import Write
 from replikv.storage.base import Identity, StorageFullError
 from replikv.storage.disk import DiskStorage
+from replikv.storage.filesystem import File, OsFileSystem
 from replikv.storage.meta import write_incarnation
 from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
 
@@ -164,6 +165,8 @@ def test_no_room_for_the_first_start(empty: SimulatedDisk) -> None:
             with contextlib.suppress(StorageFullError):
                 storage.initialize(IDENTITY, ORIGIN)
                 break
+            with pytest.raises(InternalError, match="before it was initialized"):
+                append(storage, 1, 1)
             failures += 1
         empty.heal()
         append(storage, 1, 2)
@@ -308,16 +311,58 @@ def test_an_incarnation_beside_meta_is_forgotten(disk: SimulatedDisk) -> None:
     assert DIRECTORY / "incarnation" not in disk.files()
 
 
-def test_snapshot_of_an_attempt_to_begin_is_forgotten(empty: SimulatedDisk) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_snapshot_of_an_attempt_to_begin_is_forgotten(seed: int) -> None:
     """An attempt that began at a snapshot and crashed must not outlive one that begins at the origin."""
-    with open_disk(empty) as storage:
+    disk = SimulatedDisk(Random(seed))
+    with open_disk(disk) as storage:
         cover(storage, at(9))
-    with open_disk(empty) as storage:
+    with open_disk(disk) as storage:
         storage.initialize(IDENTITY, ORIGIN)
-        append(storage, 1, 1)
-    with open_disk(empty) as storage:
+        append(storage, 1, 4)
+        with pytest.raises(InternalError, match="the newest snapshot is None"):
+            storage.release(4)
+    disk.crash()
+    with open_disk(disk) as storage:
         assert storage.image.snapshot() == ORIGIN
-        assert held(storage) == [(1, 1)]
+        assert held(storage) == [(index, 1) for index in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", ["meta.tmp", "incarnation.tmp", "wal/segment-1.tmp", "snapshots/x.snap.1.tmp"])
+def test_nothing_unfinished_outlives_a_start(disk: SimulatedDisk, name: str) -> None:
+    """Wherever a crash has left it."""
+    before = set(disk.files())
+    disk.put(DIRECTORY / name, b"half of it")
+    with open_disk(disk):
+        assert before == set(disk.files())
+
+
+def test_the_lock_is_held_to_the_end(tmp_path: Path) -> None:
+    """Whoever has it next finds nobody in the files; whoever does not get it keeps no descriptor."""
+    closed: list[str] = []
+
+    class Watched(OsFileSystem):
+        def open(self, path: Path, *, create: bool = False) -> File:
+            file = super().open(path, create=create)
+            close = file.close
+
+            def told() -> None:
+                closed.append(path.name)
+                close()
+
+            file.close = told  # type: ignore[method-assign]
+            return file
+
+    with contextlib.closing(DiskStorage(tmp_path, segment_bytes=4096, filesystem=Watched())) as storage:
+        storage.initialize(IDENTITY, ORIGIN)
+        append(storage, 1, 2)
+        closed.clear()
+        with pytest.raises(DataDirInUseError):
+            DiskStorage(tmp_path, filesystem=Watched())
+        assert ["lock"] == closed
+        closed.clear()
+    assert "lock" == closed[-1]
+    assert len(closed) > 1
 
 
 # -- snapshot and log --------------------------------------------------------------------------------------------------

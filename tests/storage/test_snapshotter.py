@@ -16,7 +16,7 @@ from replikv.raft.membership import Membership
 from replikv.storage.base import StorageFullError
 from replikv.storage.chunkfile import SYNC_BYTES
 from replikv.storage.snapshotter import Snapshotter
-from replikv.testing.simulated_disk import SimulatedDisk
+from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
 
 DIRECTORY = Path("/snapshots")
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
@@ -75,6 +75,34 @@ def test_newest_are_kept(disk: SimulatedDisk) -> None:
         f"{1:016x}-{7:016x}.snap",
     ]
     assert snapshots.newest == at(7) == snapshotter(disk).newest
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_crash_leaves_the_one_before_or_the_new_one(kept: int) -> None:
+    """At any point, and whichever changes of names the disk has: an older one goes when the new one is durable."""
+    crashes = 0
+    for seed in range(6):
+        after = 0
+        while True:
+            disk = SimulatedDisk(Random(f"{seed}/{after}"))
+            disk.make_directory(DIRECTORY)
+            snapshots = snapshotter(disk, kept)
+            for index in range(1, kept + 1):
+                take(snapshots, at(index), b"%d" % index)
+            disk.stop(after=after)
+            try:
+                take(snapshots, at(9), b"9")
+            except PowerCut:
+                crashes += 1
+            else:
+                break
+            disk.crash()
+            again = snapshotter(disk, kept)
+            assert again.newest in (at(kept), at(9))
+            assert [b"%d" % again.newest.index] == read(again)[1]
+            assert kept <= len(disk.list_directory(DIRECTORY)) <= kept + 1
+            after += 1
+    assert crashes > 30
 
 
 def test_durable_before_it_is_visible(disk: SimulatedDisk) -> None:
