@@ -156,7 +156,8 @@ class Wal:
         a write: what of it is durable nobody knows, and to go on deleting could leave a gap.
         """
         self._expect_sound()
-        # Whose log it is, term and vote stand in the first frame of the last segment; until it has one, in the one before.
+        # The first frame of the last segment says whose log this is, and term and vote; until it has one, the segment
+        # before it is needed for that.
         needed = 1 if self._offset > FRAMES_START else 2
         try:
             while len(self._segments) > needed and self._segments[0].last_index <= index:

@@ -168,7 +168,7 @@ class StorageSuite(abc.ABC):
         take_snapshot(storage, SnapshotMetadata(9, 3, MEMBERSHIP), b"nine")
         take_snapshot(storage, SnapshotMetadata(4, 2, MEMBERSHIP), b"four")
         with storage.open_snapshot(9) as (metadata, chunks):
-            assert (9, [b"nine"]) == (metadata.index, list(chunks))
+            assert (metadata.index, list(chunks)) == (9, [b"nine"])
 
     def test_open_snapshot_outlives_newer_ones(self, storage: Storage) -> None:
         """A snapshot stays readable while it is open, however many come after it."""

@@ -442,8 +442,8 @@ def test_snapshot_of_a_log_that_was_released_to_its_end_must_be_there(
 
 
 @pytest.mark.parametrize("torn", [False, True])
-def test_a_segment_without_a_frame_releases_nothing_of_the_one_before(disk: SimulatedDisk, torn: bool) -> None:
-    """Whose log it is, term and vote stand in the first frame of a segment: there was no room for it, or it was torn."""
+def test_a_segment_without_a_frame_rests_on_the_one_before(disk: SimulatedDisk, torn: bool) -> None:
+    """Its first frame, which says whose log it is, and term and vote, found no room, or was torn."""
     with open_disk(disk) as storage:
         cover(storage, at(6))
         before = segments(disk)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -35,9 +36,13 @@ def entries(*indexes: int, term: int = 1) -> list[Record]:
 
 def replayed(*records: Record) -> Replay:
     replay = Replay()
+    add(replay, records)
+    return replay
+
+
+def add(replay: Replay, records: Iterable[Record]) -> None:
     for record in records:
         replay.add(record)
-    return replay
 
 
 @st.composite
@@ -68,11 +73,9 @@ def test_the_log_is_what_the_core_reads(asked: list[Write]) -> None:
             image.apply(write)
         except InternalError:
             with pytest.raises(ValueError, match="there is a gap"):
-                for record in records:
-                    replay.add(record)
+                add(replay, records)
             return
-        for record in records:
-            replay.add(record)
+        add(replay, records)
         assert image.last_index() == replay.last_index
         assert list(image.entries(image.first_index(), image.last_index() + 1)) == replay.entries
 

@@ -454,7 +454,7 @@ def test_release_counts_all_entries_that_were_written_together(disk: SimulatedDi
 
 @pytest.mark.parametrize("seed", range(8))
 def test_a_name_that_was_not_synced_is_synced_before_anything_rests_on_it(seed: int) -> None:
-    """A process that ends between a rename and its sync leaves a segment that the next one sees, and the disk may not."""
+    """A process that ends between a rename and its sync leaves a segment that is seen, and may not be on the disk."""
     disk = SimulatedDisk(Random(seed))
     disk.make_directory(DIRECTORY)
     wal = create(disk, segment_bytes=4096)
