@@ -24,7 +24,7 @@ from replikv.transport.connection import Connection, ConnectionLostError
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator
 from replikv.transport.tcp import HANDSHAKES_MAX, TcpTransport
 from replikv.transport.tls import TlsContexts
-from replikv.transport.wire import DeclinedError, encode_frames
+from replikv.transport.wire import DeclinedError, RefusedError, UnauthenticatedError, encode_frames
 
 SETTINGS = Settings(reconnect_delay_s=0.005, reconnect_delay_max_s=0.02, connect_timeout_s=5.0)
 IMPATIENT = dataclasses.replace(SETTINGS, connect_timeout_s=0.3)
@@ -212,6 +212,37 @@ async def test_names_in_certificates() -> None:
         with pytest.raises(OSError, match="dialed as liar and is a"):
             await b.open_channel("liar")
         assert "liar" not in {hello.node_id for hello in other.hellos}
+
+
+@pytest.mark.parametrize(
+    ("certificate", "node_id"), [("bb", "b"), ("b", "bb"), ("b", ""), ("*.b", "a.b"), ("b", "127.0.0.1")]
+)
+async def test_a_name_is_the_whole_name(certificate: str, node_id: str) -> None:
+    """Not a part of one, nor what a pattern fits, nor the address that a certificate is for as well."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(contexts(certificate), names=False).dial("127.0.0.1"))
+            hello = dataclasses.replace(STRANGER, node_id=node_id)
+            with pytest.raises(RefusedError, match=f"not for '{node_id}'"):
+                await connection.shake_hands(Initiator(hello, FRAMES, lambda theirs: None))
+        assert [] == receiver.hellos
+
+
+async def test_a_certificate_without_a_name_is_for_nobody() -> None:
+    """One that is for an address alone is trusted, and says nothing about who comes with it."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(single_context(), names=False).dial("127.0.0.1"))
+            with pytest.raises(RefusedError, match="'stranger' has shown a certificate for no name"):
+                await connection.shake_hands(Initiator(STRANGER, FRAMES, lambda theirs: None))
+        assert [] == receiver.hellos
+
+
+@pytest.mark.parametrize("host", ["", ".b"])
+def test_a_host_that_no_certificate_could_be_for(host: str) -> None:
+    """A failed dial like any, and nothing worse."""
+    with pytest.raises(UnauthenticatedError, match="is no name that a certificate could have"):
+        TlsContexts(contexts(), names=False).dial(host)
 
 
 async def test_who_answers_under_anothers_name() -> None:
