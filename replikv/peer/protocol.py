@@ -278,8 +278,6 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
         entry_term, kind, length = _ENTRY.unpack_from(frame, position)
         position += _ENTRY.size
         data = frame[position : position + length]
-        if len(data) != length:
-            raise ValueError("an entry is cut off")
         position += length
         if kind not in _ENTRY_KINDS:
             raise ValueError(f"entry {index} is of kind {kind}")
@@ -287,7 +285,7 @@ def _decode_append(frame: bytes, sender: str, to: str) -> AppendEntries:
             _check_change(data)
         entries.append(Entry(index, entry_term, data, kind))
     if position != len(frame):
-        raise ValueError("bytes after the last entry")
+        raise ValueError("the last entry is cut off, or bytes stand behind it")
     check_slice(term, previous_index, previous_term, entries)
     return AppendEntries(
         to=to,

@@ -33,7 +33,7 @@ class Replay:
         self.entries: list[Entry] = []
         """Invariant: their indexes have no gap."""
         # The end of the log while it has no entries. Where a SNAPSHOT set it, the first entry follows it; where only
-        # the first segment's MARKER did, the log may begin before it, or after it: the segments before are gone.
+        # the head of the first segment did, it may also replace some before it: the segments before are gone.
         self._floor = 0
         self._exact = False
 
@@ -41,6 +41,10 @@ class Replay:
     def last_index(self) -> int:
         """The end of the log."""
         return self.entries[-1].index if self.entries else self._floor
+
+    def begin(self, last_index: int) -> None:
+        """The log ended here when its first segment was begun."""
+        self._floor = last_index
 
     def add(self, record: Record) -> None:
         """Take the next record. Raises ValueError for one that cannot follow those before."""
@@ -50,8 +54,6 @@ class Replay:
                     raise ValueError("a segment of another log")
                 self.identity = record
             case Marker():
-                if self.marker is None:
-                    self._floor = record.index
                 self._advance(record)
             case SnapshotMetadata():
                 self._advance(record)
@@ -107,6 +109,7 @@ class LogScan:
         if not self.segments:
             # Those before it were released; its head says how their chain ended.
             self.sequence, self.previous = head.frame_sequence, head.previous
+            self.replay.begin(head.first_index - 1)
         elif head.sequence != (expected := self.segments[-1].head.sequence + 1):
             raise _damage(path, 0, f"segment {expected} is missing before it")
         elif (head.frame_sequence, head.previous) != (self.sequence, self.previous):

@@ -156,8 +156,11 @@ class Wal:
         a write: what of it is durable nobody knows, and to go on deleting could leave a gap.
         """
         self._expect_sound()
+        # The first frame of the last segment says whose log this is, and term and vote; until it has one, the segment
+        # before it is needed for that.
+        needed = 1 if self._offset > FRAMES_START else 2
         try:
-            while len(self._segments) > 1 and self._segments[0].last_index <= index:
+            while len(self._segments) > needed and self._segments[0].last_index <= index:
                 try:
                     self._filesystem.unlink(self._segments[0].path)
                 except StorageFullError:
@@ -207,8 +210,6 @@ class Wal:
         for write in writes:
             if write.entries:
                 segment.last_index = max(segment.last_index, write.entries[-1].index)
-            if write.snapshot is not None:
-                self.marker = write.snapshot
             if write.hard_state is not None:
                 self._hard_state = write.hard_state
         if self._offset > segment.head.length // 2:

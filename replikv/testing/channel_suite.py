@@ -128,6 +128,17 @@ class ChannelSuite(TransportFixture):
                 await channel.aclose()
 
     @in_trio
+    async def test_a_channel_closed_under_its_receiver(self) -> None:
+        """Whoever waits on a channel that its own side closes is told that, not that it broke."""
+        async with self.running("a", "b") as (a, b):
+            a.transport.set_peer("b", b.address)
+            channel = await a.transport.open_channel("b")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(channel.aclose)
+                with raises(trio.ClosedResourceError):
+                    await channel.receive()
+
+    @in_trio
     async def test_a_channel_that_breaks_harms_nobody(self) -> None:
         """A server of a channel that raises trio's resource errors ends the channel, not the transport."""
         async with self.running("a", "b") as (a, b):

@@ -86,6 +86,13 @@ class StorageSuite(abc.ABC):
         assert (storage.image.first_index(), storage.image.last_index()) == (1, 0)
         assert storage.image.snapshot() == ORIGIN
 
+    def test_initialize_at_a_snapshot_begins_in_its_term(self, tmp_path: Path) -> None:
+        """Nobody may be voted for in a term before it, and what it covers is committed."""
+        with contextlib.closing(self.open_storage(tmp_path)) as storage:
+            take_snapshot(storage, SnapshotMetadata(10, 3, MEMBERSHIP), b"state")
+            storage.initialize(IDENTITY, SnapshotMetadata(10, 3, MEMBERSHIP))
+            assert storage.image.hard_state == HardState(3, "", 10)
+
     def test_initialize_happens_once(self, storage: Storage) -> None:
         """The identity of a storage never changes."""
         with pytest.raises(InternalError):
@@ -156,6 +163,13 @@ class StorageSuite(abc.ABC):
         with pytest.raises(InternalError), storage.open_snapshot(5):
             pass
 
+    def test_an_older_snapshot_that_comes_late_changes_nothing(self, storage: Storage) -> None:
+        """The newest by index counts: one that was received while an older one was still being taken."""
+        take_snapshot(storage, SnapshotMetadata(9, 3, MEMBERSHIP), b"nine")
+        take_snapshot(storage, SnapshotMetadata(4, 2, MEMBERSHIP), b"four")
+        with storage.open_snapshot(9) as (metadata, chunks):
+            assert (metadata.index, list(chunks)) == (9, [b"nine"])
+
     def test_open_snapshot_outlives_newer_ones(self, storage: Storage) -> None:
         """A snapshot stays readable while it is open, however many come after it."""
         write(storage, Write(entries=entries(1, 9)))
@@ -181,10 +195,15 @@ class StorageSuite(abc.ABC):
         with pytest.raises(InternalError):
             storage.release(2)
         take_snapshot(storage, SnapshotMetadata(2, 1, MEMBERSHIP))
+        with pytest.raises(InternalError):
+            storage.release(3)
         storage.release(2)
 
     def test_log_restarts_only_after_a_durable_snapshot(self, storage: Storage) -> None:
         """A write that replaces the log by a snapshot rests on the snapshot's data."""
+        with pytest.raises(InternalError):
+            storage.write([Write(snapshot=SnapshotMetadata(7, 2, MEMBERSHIP))])
+        take_snapshot(storage, SnapshotMetadata(6, 2, MEMBERSHIP))
         with pytest.raises(InternalError):
             storage.write([Write(snapshot=SnapshotMetadata(7, 2, MEMBERSHIP))])
 

@@ -17,6 +17,7 @@ from replikv.raft.membership import Membership
 from replikv.raft.stable import Write
 from replikv.storage.base import Identity, StorageFullError
 from replikv.storage.disk import DiskStorage
+from replikv.storage.filesystem import File, OsFileSystem
 from replikv.storage.meta import write_incarnation
 from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
 
@@ -164,6 +165,8 @@ def test_no_room_for_the_first_start(empty: SimulatedDisk) -> None:
             with contextlib.suppress(StorageFullError):
                 storage.initialize(IDENTITY, ORIGIN)
                 break
+            with pytest.raises(InternalError, match="before it was initialized"):
+                append(storage, 1, 1)
             failures += 1
         empty.heal()
         append(storage, 1, 2)
@@ -207,6 +210,47 @@ def test_crash_at_any_point_of_joining() -> None:
                 assert held(storage) == [(6, 2), (7, 2)]
                 assert DIRECTORY / "incarnation" not in disk.files()
     assert told > 20
+
+
+def test_crash_at_any_point_of_beginning_anew_elsewhere() -> None:
+    """Who has crashed before it was a member may begin at another snapshot: nothing of the first log is left then."""
+    number = 0
+    while begin_anew(SimulatedDisk(Random(number)), operation="*", after=number):
+        number += 1
+    assert number > 20
+    for seed in range(40):  # names that were changed, and not synced: any of them may be there
+        assert begin_anew(SimulatedDisk(Random(seed)), operation="sync_directory", after=seed % 3)
+
+
+def begin_anew(disk: SimulatedDisk, operation: str, after: int) -> bool:
+    """Whether the power was cut in so many such calls of a second attempt; what is left is sound in any case."""
+
+    def begin(storage: DiskStorage, index: int) -> None:
+        cover(storage, at(index))
+        storage.initialize(IDENTITY, at(index))
+
+    disk.make_directory(DIRECTORY)
+    disk.stop("create", "meta.tmp")
+    with contextlib.suppress(PowerCut), open_disk(disk) as storage:
+        begin(storage, 5)
+    disk.crash()
+    assert 1 == len(segments(disk))
+    disk.stop(operation, "wal" if operation == "sync_directory" else "*", after=after)
+    cut = False
+    try:
+        with open_disk(disk) as storage:
+            begin(storage, 9)
+    except PowerCut:
+        cut = True
+    disk.heal()
+    disk.crash()
+    with open_disk(disk) as storage:
+        if storage.identity is None:
+            begin(storage, 9)
+        append(storage, 10, 11)
+    with open_disk(disk) as storage:
+        assert held(storage) == [(10, 1), (11, 1)]
+    return cut
 
 
 def test_crash_at_any_point_of_a_move(disk: SimulatedDisk) -> None:
@@ -267,16 +311,58 @@ def test_an_incarnation_beside_meta_is_forgotten(disk: SimulatedDisk) -> None:
     assert DIRECTORY / "incarnation" not in disk.files()
 
 
-def test_snapshot_of_an_attempt_to_begin_is_forgotten(empty: SimulatedDisk) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_snapshot_of_an_attempt_to_begin_is_forgotten(seed: int) -> None:
     """An attempt that began at a snapshot and crashed must not outlive one that begins at the origin."""
-    with open_disk(empty) as storage:
+    disk = SimulatedDisk(Random(seed))
+    with open_disk(disk) as storage:
         cover(storage, at(9))
-    with open_disk(empty) as storage:
+    with open_disk(disk) as storage:
         storage.initialize(IDENTITY, ORIGIN)
-        append(storage, 1, 1)
-    with open_disk(empty) as storage:
+        append(storage, 1, 4)
+        with pytest.raises(InternalError, match="the newest snapshot is None"):
+            storage.release(4)
+    disk.crash()
+    with open_disk(disk) as storage:
         assert storage.image.snapshot() == ORIGIN
-        assert held(storage) == [(1, 1)]
+        assert held(storage) == [(index, 1) for index in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("name", ["meta.tmp", "incarnation.tmp", "wal/segment-1.tmp", "snapshots/x.snap.1.tmp"])
+def test_nothing_unfinished_outlives_a_start(disk: SimulatedDisk, name: str) -> None:
+    """Wherever a crash has left it."""
+    before = set(disk.files())
+    disk.put(DIRECTORY / name, b"half of it")
+    with open_disk(disk):
+        assert before == set(disk.files())
+
+
+def test_the_lock_is_held_to_the_end(tmp_path: Path) -> None:
+    """Whoever has it next finds nobody in the files; whoever does not get it keeps no descriptor."""
+    closed: list[str] = []
+
+    class Watched(OsFileSystem):
+        def open(self, path: Path, *, create: bool = False) -> File:
+            file = super().open(path, create=create)
+            close = file.close
+
+            def told() -> None:
+                closed.append(path.name)
+                close()
+
+            file.close = told  # type: ignore[method-assign]
+            return file
+
+    with contextlib.closing(DiskStorage(tmp_path, segment_bytes=4096, filesystem=Watched())) as storage:
+        storage.initialize(IDENTITY, ORIGIN)
+        append(storage, 1, 2)
+        closed.clear()
+        with pytest.raises(DataDirInUseError):
+            DiskStorage(tmp_path, filesystem=Watched())
+        assert ["lock"] == closed
+        closed.clear()
+    assert "lock" == closed[-1]
+    assert len(closed) > 1
 
 
 # -- snapshot and log --------------------------------------------------------------------------------------------------
@@ -323,6 +409,62 @@ def test_snapshot_that_the_log_rests_on_must_be_there(disk: SimulatedDisk) -> No
     disk.remove(DIRECTORY / "snapshots")
     with pytest.raises(CorruptionError, match="snapshot at 9"):
         open_disk(disk)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("older", [False, True])
+def test_snapshot_of_a_log_that_was_released_to_its_end_must_be_there(
+    disk: SimulatedDisk, late: bool, older: bool
+) -> None:
+    """Whether the only segment that is left, which has no entries, was begun before the snapshot was taken or after.
+
+    Else the peer would have lost what it has acknowledged, and would start as one that has never had it.
+    """
+    with open_disk(disk) as storage:
+        if older:
+            cover(storage, at(2))
+        if not late:
+            cover(storage, at(6))
+        before = len(segments(disk))
+        term = 1
+        while len(segments(disk)) == before:
+            term += 1
+            storage.write([Write(hard_state=HardState(term, "a", 0))])
+        if late:
+            cover(storage, at(6))
+        storage.release(6)
+        assert 1 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert (6, [], 6) == (storage.image.snapshot().index, held(storage), storage.image.last_index())
+    disk.remove(DIRECTORY / "snapshots" / f"{1:016x}-{6:016x}.snap")
+    with pytest.raises(CorruptionError):
+        open_disk(disk)
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_segment_without_a_frame_rests_on_the_one_before(disk: SimulatedDisk, torn: bool) -> None:
+    """Its first frame, which says whose log it is, and term and vote, found no room, or was torn."""
+    with open_disk(disk) as storage:
+        cover(storage, at(6))
+        before = segments(disk)
+        disk.fail(errno.ENOSPC, "pwrite", f"*-{7:016x}.wal")
+        with pytest.raises(StorageFullError):
+            append(storage, 7, 7)
+        assert len(before) + 1 == len(segments(disk))
+        if not torn:
+            storage.release(6)
+    disk.heal()
+    disk.kill()
+    with open_disk(disk) as storage:
+        storage.release(6)
+        assert 2 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert (IDENTITY, HardState(1, "a", 6)) == (storage.identity, storage.image.hard_state)
+        append(storage, 7, 7)
+        storage.release(6)
+        assert 1 == len(segments(disk))
+    with open_disk(disk) as storage:
+        assert ([(7, 1)], HardState(1, "a", 6)) == (held(storage), storage.image.hard_state)
 
 
 def test_log_that_begins_behind_the_snapshot_must_follow_it(disk: SimulatedDisk) -> None:

@@ -107,10 +107,12 @@ def test_frame_begun_behind_a_bad_one_proves_damage() -> None:
 
 
 def test_bytes_behind_the_frame_prove_damage() -> None:
-    """Nothing is ever written behind the last frame."""
+    """Nothing is ever written behind the last frame, however few of its own sectors were."""
     frame, _ = encode_frame((b"x" * 1200,), 1, 0)
-    frame[SECTOR_BYTES : 2 * SECTOR_BYTES] = bytes(SECTOR_BYTES)
-    assert judge_tail(bytes(frame) + b"\x5a" + ROOM, 0, 1, 0) is Tail.DAMAGED
+    for missing in (1, 2):
+        frame[missing * SECTOR_BYTES : (missing + 1) * SECTOR_BYTES] = bytes(SECTOR_BYTES)
+        assert judge_tail(bytes(frame) + ROOM, 0, 1, 0) is Tail.TORN
+        assert judge_tail(bytes(frame) + b"\x5a" + ROOM, 0, 1, 0) is Tail.DAMAGED
     assert judge_tail(bytes(SECTOR_BYTES) + b"\x01" + ROOM, 0, 1, 0) is Tail.DAMAGED
 
 

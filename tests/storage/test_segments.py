@@ -11,7 +11,7 @@ from random import Random
 
 import pytest
 
-from replikv.errors import StorageError
+from replikv.errors import CorruptionError, StorageError
 from replikv.storage.base import StorageFullError
 from replikv.storage.filesystem import FileSystem, OsFileSystem
 from replikv.storage.segments import SegmentHead, SegmentSupply, segment_names
@@ -45,6 +45,15 @@ def test_names_are_in_order_of_their_numbers() -> None:
     """Whatever else is in the directory is passed over."""
     second, first = f"{2:016x}-{1:016x}.wal", f"{1:016x}-{9:016x}.wal"
     assert [(1, first), (2, second)] == segment_names([second, "lost+found", first, f"{first}.tmp", "1-1.wal"])
+
+
+@pytest.mark.parametrize("name", [HEAD._replace(sequence=4).name, HEAD._replace(first_index=18).name])
+def test_a_segment_under_another_name_is_damage(tmp_path: Path, name: str) -> None:
+    """Both numbers are in the head: it is another segment, or the name was changed."""
+    segment, file = supply(tmp_path).take(HEAD, 512)
+    file.close()
+    with pytest.raises(CorruptionError, match="its head says that its name is"):
+        SegmentHead.decode(tmp_path / name, segment.path.read_bytes())
 
 
 def test_head_of_a_newer_format_says_so(tmp_path: Path) -> None:
@@ -96,6 +105,18 @@ def test_prepared_segment_waits_where_a_larger_one_is_needed(tmp_path: Path) -> 
     assert next_one.head.length == 4096
     segments.close()
     assert sorted(path.name for path in tmp_path.iterdir()) == [segment.head.name, next_one.head.name]
+
+
+def test_what_was_prepared_is_taken_once(tmp_path: Path) -> None:
+    """The next one is made when it is needed, where none was prepared meanwhile."""
+    segments = supply(tmp_path)
+    segments.prepare()
+    for number in (3, 4, 5):
+        segment, file = segments.take(HEAD._replace(sequence=number), 512)
+        file.close()
+        assert segment.head == SegmentHead.decode(segment.path, segment.path.read_bytes())
+    segments.close()
+    assert 3 == len(list(tmp_path.iterdir()))
 
 
 def test_failure_to_prepare_shows_when_the_segment_is_needed(tmp_path: Path, disk: SimulatedDisk) -> None:

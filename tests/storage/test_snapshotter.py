@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import threading
 import zlib
 from pathlib import Path
 from random import Random
@@ -15,8 +16,9 @@ from replikv.raft.entries import SnapshotMetadata
 from replikv.raft.membership import Membership
 from replikv.storage.base import StorageFullError
 from replikv.storage.chunkfile import SYNC_BYTES
+from replikv.storage.filesystem import File
 from replikv.storage.snapshotter import Snapshotter
-from replikv.testing.simulated_disk import SimulatedDisk
+from replikv.testing.simulated_disk import PowerCut, SimulatedDisk
 
 DIRECTORY = Path("/snapshots")
 MEMBERSHIP = Membership.of_voters({"a": "10.0.0.1:7001"})
@@ -75,6 +77,78 @@ def test_newest_are_kept(disk: SimulatedDisk) -> None:
         f"{1:016x}-{7:016x}.snap",
     ]
     assert snapshots.newest == at(7) == snapshotter(disk).newest
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_crash_leaves_the_one_before_or_the_new_one(kept: int) -> None:
+    """At any point, and whichever changes of names the disk has: an older one goes when the new one is durable."""
+    crashes = 0
+    for seed in range(6):
+        after = 0
+        while True:
+            disk = SimulatedDisk(Random(f"{seed}/{after}"))
+            disk.make_directory(DIRECTORY)
+            snapshots = snapshotter(disk, kept)
+            for index in range(1, kept + 1):
+                take(snapshots, at(index), b"%d" % index)
+            disk.stop(after=after)
+            try:
+                take(snapshots, at(9), b"9")
+            except PowerCut:
+                crashes += 1
+            else:
+                break
+            disk.crash()
+            again = snapshotter(disk, kept)
+            assert again.newest in (at(kept), at(9))
+            assert [b"%d" % again.newest.index] == read(again)[1]
+            assert kept <= len(disk.list_directory(DIRECTORY)) <= kept + 1
+            after += 1
+    assert crashes > 30
+
+
+def test_no_room_to_remove_an_older_one(disk: SimulatedDisk) -> None:
+    """The new one is durable all the same; the next removes both."""
+    snapshots = snapshotter(disk, kept=1)
+    take(snapshots, at(1))
+    disk.fail(errno.ENOSPC, "unlink", "*.snap")
+    take(snapshots, at(2), b"two")
+    assert (at(2), [b"two"]) == read(snapshots)
+    assert 2 == len(disk.list_directory(DIRECTORY))
+    disk.heal()
+    take(snapshots, at(3))
+    assert 1 == len(disk.list_directory(DIRECTORY))
+
+
+def test_a_reader_is_closed_with_its_block(disk: SimulatedDisk) -> None:
+    """A follower that is sent a snapshot again and again costs no descriptor."""
+    snapshots = snapshotter(disk)
+    take(snapshots, at(1), b"one")
+    with snapshots.open(1) as (_, chunks):
+        pass
+    with pytest.raises(InternalError, match="after it was closed"):
+        next(chunks)
+
+
+def test_the_newest_is_not_removed_between_being_found_and_opened() -> None:
+    """By a newer one that another thread has finished just then."""
+    meanwhile: list[threading.Thread] = []
+
+    class Disk(SimulatedDisk):
+        def open(self, path: Path, *, create: bool = False) -> File:
+            if not create and path.suffix == ".snap" and not meanwhile:
+                meanwhile.append(threading.Thread(target=take, args=(snapshots, at(2), b"two")))
+                meanwhile[0].start()
+                meanwhile[0].join(0.05)  # as far as it gets
+            return super().open(path, create=create)
+
+    disk = Disk(Random(0))
+    disk.make_directory(DIRECTORY)
+    snapshots = snapshotter(disk, kept=1)
+    take(snapshots, at(1), b"one")
+    assert (at(1), [b"one"]) == read(snapshots)
+    meanwhile[0].join()
+    assert (at(2), [b"two"]) == read(snapshots)
 
 
 def test_durable_before_it_is_visible(disk: SimulatedDisk) -> None:
@@ -165,11 +239,12 @@ def test_chunks_before_the_damage_are_given(disk: SimulatedDisk) -> None:
             next(chunks)
 
 
-def test_snapshot_under_another_name_is_damage(disk: SimulatedDisk) -> None:
+@pytest.mark.parametrize(("term", "index"), [(1, 9), (2, 1)])
+def test_snapshot_under_another_name_is_damage(disk: SimulatedDisk, term: int, index: int) -> None:
     """The name must be what the head says."""
     take(snapshotter(disk), at(1))
     path, _ = only_file(disk)
-    disk.rename(path, DIRECTORY / f"{1:016x}-{9:016x}.snap")
+    disk.rename(path, DIRECTORY / f"{term:016x}-{index:016x}.snap")
     with pytest.raises(CorruptionError):
         snapshotter(disk)
 

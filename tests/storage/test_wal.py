@@ -424,12 +424,51 @@ def test_release_deletes_what_holds_only_older_entries(disk: SimulatedDisk) -> N
 def test_segment_with_an_entry_that_was_overwritten_is_kept(disk: SimulatedDisk) -> None:
     """Its highest index counts, also that of an entry which a later one replaced."""
     wal = create(disk, segment_bytes=4096)
-    wal.write([entry(1), entry(2), entry(3, 2000)])
-    wal.write([entry(2, 2000, term=2)])
+    wal.write([entry(1), entry(2), entry(3)])
+    wal.write([entry(2, 1000, term=2)])
+    wal.write([entry(3, 2000, term=2)])
+    wal.release(2)
+    wal.close()
+    wal, _ = reopen(disk)
     wal.release(2)
     wal.close()
     assert len(list(disk.files())) == 2
-    assert read_back(disk) == [1, 2]
+    assert read_back(disk) == [1, 2, 3]
+
+
+def test_release_counts_all_entries_that_were_written_together(disk: SimulatedDisk) -> None:
+    """A segment is needed until the last of them is covered, before a restart and after it."""
+    wal = create(disk, segment_bytes=4096)
+    wal.write([Write(entries=tuple(Entry(index, 1, b"data") for index in (1, 2, 3)))])
+    wal.write([entry(4, 3000)])
+    wal.release(2)
+    wal.close()
+    wal, replay = reopen(disk)
+    assert [1, 2, 3, 4] == [each.index for each in replay.entries]
+    wal.release(2)
+    assert 2 == len(names(disk))
+    wal.release(3)
+    assert 1 == len(names(disk))
+    wal.close()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_name_that_was_not_synced_is_synced_before_anything_rests_on_it(seed: int) -> None:
+    """A process that ends between a rename and its sync leaves a segment that is seen, and may not be on the disk."""
+    disk = SimulatedDisk(Random(seed))
+    disk.make_directory(DIRECTORY)
+    wal = create(disk, segment_bytes=4096)
+    wal.write([entry(1, 1900)])
+    disk.fail(errno.EIO, "sync_directory", DIRECTORY.name)
+    with pytest.raises(StorageError):
+        wal.write([entry(2, 2500)])
+    disk.heal()
+    disk.kill()
+    wal, replay = reopen(disk)
+    first = replay.last_index + 1
+    wal.write([entry(first, 100)])
+    disk.crash()
+    assert read_back(disk) == list(range(1, first + 1))
 
 
 @pytest.mark.parametrize("operation", ["unlink", "sync_directory"])
@@ -501,8 +540,11 @@ def test_no_room_for_a_frame_is_wiped_first(disk: SimulatedDisk) -> None:
     disk.calls.clear()
     wal.write([entry(2, 10)])
     assert [("pwrite", ONE_SEGMENT), ("fdatasync", ONE_SEGMENT)] * 2 == disk.calls
+    disk.calls.clear()
+    wal.write([entry(3, 10)])  # nothing is left to be wiped
+    assert [("pwrite", ONE_SEGMENT), ("fdatasync", ONE_SEGMENT)] == disk.calls
     wal.close()
-    assert read_back(disk) == [1, 2]
+    assert read_back(disk) == [1, 2, 3]
 
 
 def test_crash_after_no_room_for_a_frame(disk: SimulatedDisk) -> None:

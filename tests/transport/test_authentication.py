@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
+import hmac
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +24,7 @@ from replikv.transport.authentication import (
     Sealer,
     SharedSecret,
     tag,
+    transcript_of,
 )
 from replikv.transport.base import Hello
 from replikv.transport.handshake import (
@@ -204,6 +207,23 @@ def test_a_refusal_of_somebody_else(proof: Any) -> None:
         assert ("removed: ha", True) == (other.refusal, other.unauthenticated)
 
 
+def test_a_refusal_that_is_bound_to_no_connection() -> None:
+    """A tag over no transcript would be as good on every connection: it is not looked at."""
+    words = "removed: again"
+    replayable = tag(SECRET.encode(), Label.RESPONDER_REFUSES, b"", words)
+    one = dialer()
+    one.start()
+    one.receive(MAGIC + cbor2.dumps({"kind": "refusal", "reason": words, "proof": replayable}))
+    assert (words, True) == (one.refusal, one.unauthenticated)
+
+
+def test_a_refusal_of_many_words_is_cut() -> None:
+    """However long a name or an address in it is: it is said, and is authentic."""
+    one, other = dialer(), accepter(admit=lambda hello, purpose: "removed: " + "x" * HANDSHAKE_BYTES_MAX)
+    carry(one, other)
+    assert ("removed: " + "x" * 491, False) == (one.refusal, one.unauthenticated)
+
+
 def test_a_refusal_that_was_changed_or_turned_round() -> None:
     """Other words under the same proof, or the proof of the other side's refusal: not authentic."""
 
@@ -281,6 +301,96 @@ def test_labels_are_apart() -> None:
     """No use of the secret makes what another use would take."""
     made = {tag(SECRET.encode(), label, bytes(32)) for label in Label}
     assert len(Label) == len(made)
+
+
+@pytest.mark.parametrize("label", [label for label in Label if label is not Label.DIALER])
+def test_a_tag_for_something_else_is_no_proof_to_the_responder(label: Label) -> None:
+    """Made by the right secret, over the right transcript: good for what it was made for, and for nothing else."""
+    (hello,) = bodies(dialer().start())
+    victim = accepter(admit=never)
+    challenge, _ = bodies(victim.receive(hello))
+    made = tag(SECRET.encode(), label, transcript_of(hello, challenge))
+    victim.receive(MAGIC + cbor2.dumps({"kind": "proof", "proof": made}))
+    assert (True, True, None) == (victim.declined, victim.unauthenticated, victim.keys)
+
+
+@pytest.mark.parametrize(
+    ("secret", "label"),
+    [(NEW, Label.ADMITTED), *((OLD.encode(), label) for label in Label if label is not Label.ADMITTED)],
+)
+def test_a_tag_for_something_else_admits_nobody(secret: bytes, label: Label) -> None:
+    """Nor does that of a secret which both sides know, but have not agreed on."""
+    victim = dialer([OLD, NEW])
+    (hello,) = bodies(victim.start())
+    challenge, proofs = bodies(accepter([OLD, NEW]).receive(hello))
+    victim.receive(challenge)
+    victim.receive(proofs)
+    made = tag(secret, label, transcript_of(hello, challenge))
+    with pytest.raises(ProtocolError, match="without a proof"):
+        victim.receive(MAGIC + cbor2.dumps({"kind": "proof", "proof": made}))
+
+
+def test_proofs_beyond_the_secrets_that_there_may_be() -> None:
+    """A responder cannot try more secrets in one handshake than a cluster may have."""
+    ours, transcript = SharedSecret(SECRET), bytes(32)
+    good, junk = ours.proofs(transcript), bytes(32)
+    assert SECRET.encode() == ours.shared(transcript, junk * (SECRETS_MAX - 1) + good)
+    assert ours.shared(transcript, junk * SECRETS_MAX + good) is None
+
+
+def test_the_bytes_of_proofs_and_seals_are_those_of_the_format() -> None:
+    """As ``docs/format.md`` has them, worked out without a line of ours: what is another byte is another protocol."""
+    one, other = dialer(), accepter()
+    hello, challenge, proofs, proof, admitted = carry(one, other)
+    lengths = [len(body).to_bytes(4, "big") for body in (hello, challenge)]
+    transcript = hashlib.sha256(lengths[0] + hello + lengths[1] + challenge).digest()
+
+    def made(label: bytes) -> bytes:
+        return hmac.digest(SECRET.encode(), b"replikv 1 " + label + b"\0" + transcript, "sha256")
+
+    assert [made(b"responder"), made(b"dialer"), made(b"admitted")] == [
+        fields_of(body)["proof"] for body in (proofs, proof, admitted)
+    ]
+    assert (made(b"frames of dialer"), made(b"frames of responder")) == one.keys
+    key = made(b"frames of dialer")
+    sealed = [
+        frame + hmac.digest(key, number.to_bytes(8, "big") + frame, "sha256")[:16]
+        for number, frame in enumerate([b"", b"frame"])
+    ]
+    assert encode_frames(sealed) == Sealer(key).encode([b"", b"frame"])
+
+
+@dataclasses.dataclass
+class Comparisons:
+    """What was compared without telling by the time how much of it is alike."""
+
+    made: list[tuple[bytes, bytes]] = dataclasses.field(default_factory=list)
+    equal: bool = True
+
+    def __call__(self, one: bytes, other: bytes) -> bool:
+        self.made.append((one, other))
+        return self.equal and one == other
+
+
+def test_what_somebody_could_guess_is_compared_in_constant_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proofs, refusals and seals: ``compare_digest`` has the last word on each, and no match ends a search for it."""
+    compare = Comparisons()
+    monkeypatch.setattr(hmac, "compare_digest", compare)
+    ours, transcript = SharedSecret(OLD), bytes(32)
+    several = SharedSecret([OLD, NEW, OTHER]).proofs(transcript)
+    assert OLD.encode() == ours.shared(transcript, several)
+    assert 3 == len(compare.made)
+    proof = tag(OLD.encode(), Label.DIALER, transcript)
+    assert OLD.encode() == ours.known(Label.DIALER, transcript, proof)
+    sealed = Sealer(KEY).encode([b"frame"])
+    assert [b"frame"] == SealedFrameDecoder(40, KEY).feed(sealed)
+    assert 5 == len(compare.made)
+
+    compare.equal = False
+    assert ours.shared(transcript, several) is None
+    assert ours.known(Label.DIALER, transcript, proof) is None
+    with pytest.raises(ProtocolError, match="seal is broken"):
+        SealedFrameDecoder(40, KEY).feed(sealed)
 
 
 CHANGES: list[dict[str, Any]] = [

@@ -114,7 +114,19 @@ async def test_connected_and_disconnected_alternate(autojump_clock: trio.testing
 
 
 async def test_a_new_address_is_dialed_at_once(autojump_clock: trio.testing.MockClock) -> None:
-    """A pause ends when the address changes."""
+    """A pause ends when the address changes, and the next ones are short again."""
+    failure = PeerConnectionError("no route")
+    link = ScriptedLink(RecordingReceiver("a"), [failure] * 100)
+    link.redirect("old")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(link.run)
+        await trio.sleep(5.0)
+        before = len(link.dials)
+        link.redirect("new")
+        await trio.sleep(1.0)
+        link.redirect(None)
+    assert link.dials[before - 1] - link.dials[before - 2] > 0.4
+    assert link.dials[before + 1] - link.dials[before] <= 0.1
     receiver = RecordingReceiver("a")
     link = ScriptedLink(receiver, [RefusedError("no"), 1.0])
     link.redirect("old")

@@ -83,3 +83,48 @@ async def test_cleared_between_wake_up_and_take() -> None:
         assert [] == taken
         outbox.put(b"here")
     assert [encode_frames([b"here"])] == taken
+
+
+async def test_the_rest_of_a_frame_goes_first() -> None:
+    """Its beginning is out: whatever came between the two would be taken for the rest of it."""
+    outbox = Outbox(10_000)
+    outbox.put_rest(b"rest")
+    assert not outbox.empty
+    outbox.put(FRAME)
+    assert b"rest" == await outbox.take(encode_frames)
+    assert 4 + COST == outbox.queued_bytes
+    assert encode_frames([FRAME]) == await outbox.take(encode_frames)
+    with trio.move_on_after(0):
+        await outbox.take(encode_frames)
+    assert (0, True) == (outbox.queued_bytes, outbox.empty)
+
+
+async def test_the_rest_of_a_frame_wakes_the_reader() -> None:
+    """It waits in ``take`` while frames go out without it."""
+    outbox = Outbox(10_000)
+    taken: list[bytes] = []
+
+    async def take() -> None:
+        taken.append(await outbox.take(encode_frames))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.put_rest(b"rest")
+    assert [b"rest"] == taken
+
+
+async def test_the_rest_of_a_frame_is_forgotten_with_its_connection() -> None:
+    """On the next one it would be taken for a frame; it counts as one that was lost."""
+    outbox = Outbox(10_000)
+    outbox.put_rest(b"rest")
+    outbox.put(FRAME)
+    assert (2, 0) == (outbox.clear(), outbox.queued_bytes)
+    outbox.put(b"new")
+    assert encode_frames([b"new"]) == await outbox.take(encode_frames)
+    outbox.put(FRAME)
+    assert (1, True) == (outbox.clear(), outbox.empty)
+    with trio.move_on_after(0) as scope:
+        await outbox.take(encode_frames)
+    assert scope.cancelled_caught
+    assert 0 == outbox.queued_bytes

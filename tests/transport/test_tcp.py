@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from replikv.errors import InternalError
 from replikv.settings import Settings
@@ -27,6 +28,7 @@ from replikv.transport.wire import RefusedError, encode_frames
 
 SETTINGS = Settings(reconnect_delay_s=0.005, reconnect_delay_max_s=0.02, connect_timeout_s=5.0)
 IMPATIENT = dataclasses.replace(SETTINGS, connect_timeout_s=0.2)
+PATIENT = dataclasses.replace(SETTINGS, connect_timeout_s=60.0)
 STRANGER = RecordingReceiver("stranger").hello()
 
 
@@ -156,15 +158,34 @@ async def test_a_handshake_that_never_ends(said: bytes) -> None:
 
 
 async def test_silent_connections_do_not_keep_peers_out() -> None:
-    """Of too many that do not finish their handshake the oldest goes, and a peer still gets in."""
-    async with serving() as (_, receiver, address), contextlib.AsyncExitStack() as stack:
-        silent = [await stack.enter_async_context(await dial(address)) for _ in range(HANDSHAKES_MAX + 1)]
-        assert b"" == await wait_closed(silent[0])
+    """Of too many that do not finish their handshake the oldest go at once, one for each, and a peer still gets in."""
+    async with serving(PATIENT) as (_, receiver, address), contextlib.AsyncExitStack() as stack:
+        silent = [await stack.enter_async_context(await dial(address)) for _ in range(HANDSHAKES_MAX + 5)]
+        for oldest in silent[:5]:
+            assert b"" == await wait_closed(oldest)
         stream = await stack.enter_async_context(await dial_admitted(address))
         await stream.send_all(encode_frames([b"frame"]))
         assert [b"frame"] == await receiver.wait_frames(1)
+        assert b"" == await wait_closed(silent[5])
+        await expect_open(silent[6], silent[-1])
+
+
+async def test_who_has_finished_keeps_nobody_out() -> None:
+    """However many were admitted since: the bound is on those that are not."""
+    async with serving(PATIENT) as (_, _, address), await dial(address) as slow:
+        for _ in range(HANDSHAKES_MAX + 1):
+            async with await dial_admitted(address):
+                pass
+        await expect_open(slow)
+        await Connection(slow).shake_hands(Initiator(STRANGER, FRAMES, lambda hello: None))
+
+
+async def expect_open(*streams: trio.SocketStream) -> None:
+    """What has closed them would have by now."""
+    await trio.testing.wait_all_tasks_blocked()
+    for stream in streams:
         with trio.move_on_after(0) as scope:
-            await wait_closed(silent[-1])
+            await wait_closed(stream)
         assert scope.cancelled_caught
 
 
@@ -284,6 +305,11 @@ async def test_a_frame_over_the_limit_is_our_bug() -> None:
             await receiver.wait_event("connected", "b")
             with pytest.raises(InternalError, match="frame_bytes_max"):
                 transport.send("b", bytes(SETTINGS.frame_bytes_max + 1))
+    async with serving() as (transport, _, _), serving_as("b") as (_, address):
+        channel = await transport.call(address, STRANGER, SETTINGS)
+        with pytest.raises(InternalError, match="a channel's frame of"):
+            await channel.send(bytes(SETTINGS.frame_bytes_max + 1))
+        await channel.aclose()
 
 
 # -- listening ---------------------------------------------------------------------------------------------------------
@@ -353,6 +379,32 @@ async def test_a_channel_that_ends_within_a_frame_is_broken() -> None:
             await ended.wait()
             ended = trio.Event()
         assert ["BrokenResourceError", "EndOfChannel"] == outcome
+
+
+async def test_a_channel_that_comes_too_late() -> None:
+    """A dial that is answered when the transport has stopped gives no channel, and leaves no connection."""
+    transport = TcpTransport()
+
+    async def run(task_status: trio.TaskStatus[str]) -> None:
+        await transport.run(RecordingReceiver("a"), listen="127.0.0.1:0", settings=PATIENT, task_status=task_status)
+
+    async def open_channel() -> None:
+        with pytest.raises(OSError, match="the transport has stopped"):
+            await transport.open_channel("b")
+
+    with trio.fail_after(DEADLINE_S):
+        async with raw_peer() as (address, listener), trio.open_nursery() as opening:
+            transport.set_peer("b", address)
+            async with trio.open_nursery() as running:
+                await running.start(run)
+                of_the_link = await listener.accept()
+                opening.start_soon(open_channel)
+                of_the_channel = await listener.accept()
+                running.cancel_scope.cancel()
+            async with of_the_link, of_the_channel:
+                hello = RecordingReceiver("b").hello()
+                await Connection(of_the_channel).shake_hands(Responder(hello, lambda hello, purpose: None))
+                assert b"" == await wait_closed(of_the_channel)
 
 
 async def test_channels_of_a_peer_are_bounded() -> None:

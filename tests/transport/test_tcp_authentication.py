@@ -19,12 +19,12 @@ from replikv.errors import AuthenticationError, ConfigurationError
 from replikv.settings import Settings
 from replikv.testing.transport_fixture import RecordingReceiver
 from replikv.transport.addresses import parse_address
-from replikv.transport.authentication import SharedSecret
-from replikv.transport.connection import Connection
+from replikv.transport.authentication import Sealer, SharedSecret
+from replikv.transport.connection import Connection, ConnectionLostError
 from replikv.transport.handshake import CALL, CHANNEL, FRAMES, Initiator
 from replikv.transport.tcp import HANDSHAKES_MAX, TcpTransport
 from replikv.transport.tls import TlsContexts
-from replikv.transport.wire import encode_frames
+from replikv.transport.wire import DeclinedError, RefusedError, UnauthenticatedError, encode_frames
 
 SETTINGS = Settings(reconnect_delay_s=0.005, reconnect_delay_max_s=0.02, connect_timeout_s=5.0)
 IMPATIENT = dataclasses.replace(SETTINGS, connect_timeout_s=0.3)
@@ -204,12 +204,45 @@ async def test_names_in_certificates() -> None:
         await receiver.wait_event("connected", "b")
         liar.set_peer("b", b_address)
         await lied.wait_event("refused", "b", "'liar' has shown a certificate for a, localhost, not for 'liar'")
+        with pytest.raises(OSError, match="not for 'liar'"):
+            await liar.open_channel("b")
         with pytest.raises(OSError, match="not for 'stranger'"):
             await liar.call(b_address, STRANGER, SETTINGS)
         b.set_peer("liar", a_address)  # a answers there, and its certificate is for another name
         with pytest.raises(OSError, match="dialed as liar and is a"):
             await b.open_channel("liar")
         assert "liar" not in {hello.node_id for hello in other.hellos}
+
+
+@pytest.mark.parametrize(
+    ("certificate", "node_id"), [("bb", "b"), ("b", "bb"), ("b", ""), ("*.b", "a.b"), ("b", "127.0.0.1")]
+)
+async def test_a_name_is_the_whole_name(certificate: str, node_id: str) -> None:
+    """Not a part of one, nor what a pattern fits, nor the address that a certificate is for as well."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(contexts(certificate), names=False).dial("127.0.0.1"))
+            hello = dataclasses.replace(STRANGER, node_id=node_id)
+            with pytest.raises(RefusedError, match=f"not for '{node_id}'"):
+                await connection.shake_hands(Initiator(hello, FRAMES, lambda theirs: None))
+        assert [] == receiver.hellos
+
+
+async def test_a_certificate_without_a_name_is_for_nobody() -> None:
+    """One that is for an address alone is trusted, and says nothing about who comes with it."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(single_context(), names=False).dial("127.0.0.1"))
+            with pytest.raises(RefusedError, match="'stranger' has shown a certificate for no name"):
+                await connection.shake_hands(Initiator(STRANGER, FRAMES, lambda theirs: None))
+        assert [] == receiver.hellos
+
+
+@pytest.mark.parametrize("host", ["", ".b"])
+def test_a_host_that_no_certificate_could_be_for(host: str) -> None:
+    """A failed dial like any, and nothing worse."""
+    with pytest.raises(UnauthenticatedError, match="is no name that a certificate could have"):
+        TlsContexts(contexts(), names=False).dial(host)
 
 
 async def test_who_answers_under_anothers_name() -> None:
@@ -242,6 +275,20 @@ async def test_a_member_may_not_speak_for_another() -> None:
         await receiver.wait_event("refused", "b")
         assert receiver.events[0][2].startswith("not authenticated: ")
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(("certificate", "heard"), [("b", True), ("x", False)], ids=["its own", "another"])
+async def test_who_turns_away_must_be_who_he_says(certificate: str, heard: bool) -> None:
+    """A dialer that refuses us is believed to be the one that its certificate is for, and no other."""
+    async with serving("a", tls=contexts("a"), tls_names=True) as (_, receiver, address):
+        async with Connection(await trio.open_tcp_stream(*parse_address(address))) as connection:
+            await connection.start_tls(TlsContexts(contexts(certificate), names=False).dial("127.0.0.1"))
+            hello = RecordingReceiver("b").hello()
+            with pytest.raises(DeclinedError):
+                await connection.shake_hands(Initiator(hello, FRAMES, lambda theirs: "removed: ha"))
+            with contextlib.suppress(ConnectionLostError):
+                assert b"" == await connection.receive()
+        assert ([("turned away", "b", "removed: ha")] if heard else []) == receiver.events
 
 
 async def test_the_host_of_a_certificate() -> None:
@@ -419,6 +466,44 @@ async def test_frames_that_change_on_the_way(change: Any, credentials: dict[str,
         assert {b"good" * 100, b"good" * 50} >= {frame for _, frame in other.frames} - {b"evil" * 100}
         assert "refused" not in {event[0] for event in receiver.events}
         assert sum(frame == b"evil" * 100 for _, frame in other.frames) <= (change is twice)
+
+
+@contextlib.asynccontextmanager
+async def dialed_by_hand(address: str, purpose: str, tls: bool) -> AsyncIterator[tuple[Connection, Sealer, Any]]:
+    """A connection that was admitted; what seals its frames by the format; and what encrypts them, where TLS does."""
+    stream = await trio.open_tcp_stream(*parse_address(address))
+    async with Connection(stream) as connection:
+        session = TlsContexts(contexts("stranger"), names=False).dial("127.0.0.1") if tls else None
+        if session is not None:
+            await connection.start_tls(session)
+        handshake = Initiator(STRANGER, purpose, lambda theirs: None, SharedSecret(SECRET))
+        await connection.shake_hands(handshake)
+        assert handshake.keys is not None
+        yield connection, Sealer(handshake.keys[0]), (lambda data: data) if session is None else session.encrypt
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["secret", "both"])
+@pytest.mark.parametrize("purpose", [FRAMES, CHANNEL, CALL])
+async def test_every_kind_of_connection_is_sealed(purpose: str, tls: bool) -> None:
+    """By the key of whoever sends, with TLS around it or without; what was changed or repeated is heard on none."""
+    credentials: dict[str, Any] = {"secret": SECRET} | ({"tls": contexts("a")} if tls else {})
+    async with serving("a", **credentials) as (_, receiver, address):
+        hear, heard = trio.open_memory_channel[bytes](10)
+
+        async def listen(_who: Any, channel: Any) -> None:
+            while True:
+                hear.send_nowait(await channel.receive())
+
+        receiver.serve = receiver.serve_call = listen
+        receiver.on_frame = lambda _node_id, frame: hear.send_nowait(frame)
+        for spoil in (flip, twice):
+            async with dialed_by_hand(address, purpose, tls) as (connection, sealer, encrypt):
+                await connection.send(encrypt(sealer.encode([b"one", b"two"])))
+                assert [b"one", b"two"] == [await heard.receive(), await heard.receive()]
+                await connection.send(encrypt(spoil(sealer.encode([b"three"]))))
+                with contextlib.suppress(ConnectionLostError):
+                    assert b"" == await connection.receive()
+            assert heard.statistics().current_buffer_used <= (spoil is twice)  # the first of the two is a good one
 
 
 async def test_a_channel_that_is_cut_off_is_told_from_one_that_ended() -> None:

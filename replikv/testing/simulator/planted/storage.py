@@ -10,8 +10,10 @@ from typing import Any
 from replikv.peer.driver import Driver
 from replikv.raft.entries import HardState, SnapshotMetadata
 from replikv.raft.stable import Write
+from replikv.storage import disk as disk_module
 from replikv.storage import recovery, snapshotter
 from replikv.storage import wal as wal_module
+from replikv.storage.assembly import assemble
 from replikv.storage.base import SnapshotWriter, StorageFullError
 from replikv.storage.chunkfile import ChunkFileWriter
 from replikv.storage.disk import DiskStorage
@@ -170,3 +172,49 @@ def never_recover_from_a_full_disk(patch: Patch) -> None:
             raise
 
     right = patch.set(Wal, "write", wrong)
+
+
+@bug(
+    segment_bytes=16384,
+    cuts_in_writes=2,
+    crashes=1,
+    clients=20,
+    think_s=0.02,
+    write_s=0.05,
+    keys=6,
+    reads=0.1,
+    entry_bytes_max=1 << 20,
+)
+def leave_a_torn_tail(patch: Patch) -> None:
+    """What a power cut has left of a frame stays behind the shorter one that takes its place (amelie#17)."""
+    patch.set(recovery, "wipe", lambda file, start, end: None)
+
+
+@bug(
+    peers=5,
+    snapshot_log_entries=8,
+    trailing_entries=1,
+    history_revisions=10,
+    cuts_in_writes=2,
+    crashes=0.5,
+    partitions=0.5,
+    resets=0.2,
+    clients=8,
+    think_s=0.05,
+    segment_bytes=2048,
+)
+def go_on_with_a_log_that_the_snapshot_contradicts(patch: Patch) -> None:
+    """A snapshot that was received before the power went is not told to the log (canonical/raft#199)."""
+    patch.set(disk_module, "assemble", lambda *arguments: assemble(*arguments)._replace(agrees=True))
+
+
+@bug(snapshot_log_entries=8, crashes=0.5, cuts_in_writes=2, snapshots=0.5)
+def remove_the_old_snapshot_before_the_new_one_is_durable(patch: Patch) -> None:
+    """A crash between the two leaves none."""
+
+    def wrong(self: Snapshotter, temporary: Path, metadata: SnapshotMetadata) -> None:
+        for path in self._paths():
+            self._filesystem.unlink(path)
+        right(self, temporary, metadata)
+
+    right = patch.set(Snapshotter, "_publish", wrong)
