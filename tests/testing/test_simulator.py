@@ -27,7 +27,7 @@ from replikv.testing.simulator.simulation import EVERYTHING
 from replikv.testing.watch_validation import read_streams
 from replikv.testing.watch_validation.__main__ import main as validate_files
 
-SEEDS = range(1, 21)
+SEEDS = range(1, 101)
 LONG_SEEDS = range(1, 2001)
 SHORT = {"chaos_s": "3", "clients": "3", "think_s": "0.2"}
 BLOCK = 4
