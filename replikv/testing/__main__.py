@@ -236,34 +236,44 @@ def _simulate(seeds: range, values: dict[str, str], options: argparse.Namespace)
     simulated_s = 0.0
     done = 0
     terminal = sys.stderr.isatty()
-    stopped = False
-    with ProcessPoolExecutor(options.jobs, initializer=_begin_work) as pool:
-        try:
-            for report in _reports(pool, seeds, values, options, began):
-                done += 1
-                counts += report.counts
-                simulated_s += report.simulated_s
-                if report.failure is not None:
-                    failures.append(report)
-                    sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
-                if terminal or done % 100 == 0:
-                    elapsed = time.monotonic() - began
-                    bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
-                    sys.stderr.write(
-                        f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
-                        f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
-                    )
-                    sys.stderr.flush()
-        except KeyboardInterrupt:
-            stopped = True
-            sys.stderr.write(f"{chr(10) * terminal}stopped: those that are running come to their end\n")
-            pool.shutdown(cancel_futures=True)
+    with _interruptions() as interruptions, ProcessPoolExecutor(options.jobs, initializer=_begin_work) as pool:
+        for report in _reports(pool, seeds, values, options, began):
+            done += 1
+            counts += report.counts
+            simulated_s += report.simulated_s
+            if report.failure is not None:
+                failures.append(report)
+                sys.stderr.write(f"{chr(10) * terminal}seed {report.options.seed}: {report.failure}\n")
+            if terminal or done % 100 == 0:
+                elapsed = time.monotonic() - began
+                bar = f"\r[{'#' * (_BAR * done // len(seeds)):.<{_BAR}}] " if terminal else ""
+                sys.stderr.write(
+                    f"{bar}{done} of {len(seeds)} seeds, {simulated_s / 3600:.2f} h simulated in"
+                    f" {elapsed:.0f} s, {len(failures)} failed{' ' if terminal else chr(10)}"
+                )
+                sys.stderr.flush()
+            if interruptions:
+                sys.stderr.write(f"{chr(10) * terminal}stopped: those that are running come to their end\n")
+                pool.shutdown(cancel_futures=True)
+                break
+    stopped = bool(interruptions)
     if terminal:
         sys.stderr.write("\n")
     for report in failures[:_FAILURES_MAX]:
         _tell_failure(report, options, small=not (options.no_shrink or stopped))
     _tell_summary(done, simulated_s, time.monotonic() - began, counts, len(failures))
     return INTERRUPTED if stopped else int(bool(failures))
+
+
+@contextlib.contextmanager
+def _interruptions() -> Iterator[list[int]]:
+    """Ctrl-C is noted: raised wherever this process may be, it could leave a lock of the pool taken for ever."""
+    noted: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _begin_work() -> None:
