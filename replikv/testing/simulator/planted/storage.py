@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from replikv.peer.driver import Driver
 from replikv.raft.entries import HardState, SnapshotMetadata
@@ -26,6 +26,17 @@ from replikv.testing.simulator.patching import Patch
 from replikv.testing.simulator.planted.catalogue import bug
 
 __all__: list[str] = []
+
+
+LONG_WRITES: Final[dict[str, object]] = {
+    "clients": 20,
+    "think_s": 0.02,
+    "write_s": 0.05,
+    "keys": 6,
+    "reads": 0.1,
+    "entry_bytes_max": 1 << 20,
+}
+"""Many write much at once: frames of several sectors, which a power cut may tear."""
 
 
 @bug(crashes=0.5)
@@ -80,16 +91,7 @@ def lose_the_hard_state(patch: Patch) -> None:
     right = patch.set(DiskStorage, "write", wrong)
 
 
-@bug(
-    segment_bytes=8192,
-    cuts_in_writes=1,
-    clients=20,
-    think_s=0.02,
-    write_s=0.05,
-    keys=6,
-    reads=0.1,
-    entry_bytes_max=1 << 20,
-)
+@bug(LONG_WRITES, segment_bytes=8192, cuts_in_writes=1)
 def refuse_a_torn_tail(patch: Patch) -> None:
     """A last frame that the power has cut off is taken for damage (etcd#5230)."""
 
@@ -174,17 +176,7 @@ def never_recover_from_a_full_disk(patch: Patch) -> None:
     right = patch.set(Wal, "write", wrong)
 
 
-@bug(
-    segment_bytes=16384,
-    cuts_in_writes=2,
-    crashes=1,
-    clients=20,
-    think_s=0.02,
-    write_s=0.05,
-    keys=6,
-    reads=0.1,
-    entry_bytes_max=1 << 20,
-)
+@bug(LONG_WRITES, segment_bytes=16384, cuts_in_writes=2, crashes=1)
 def leave_a_torn_tail(patch: Patch) -> None:
     """What a power cut has left of a frame stays behind the shorter one that takes its place (amelie#17)."""
     patch.set(recovery, "wipe", lambda file, start, end: None)
